@@ -1,0 +1,39 @@
+"""pfgm_fast: the exact empirical Poisson field of a whole data set, and the PFGM pipeline around it."""
+
+from pfgm_fast import ops as _ops  # registers the operators
+from pfgm_fast.charges import Charges
+from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError
+from pfgm_fast.field import (
+    field_divergence,
+    field_step,
+    log_density,
+    pfgm_target,
+    poisson_field,
+    posterior_mean,
+    score,
+)
+from pfgm_fast.ops.dispatch import info, use_backend
+from pfgm_fast.steps import drift, euler_step, heun_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "BackendError",
+    "Charges",
+    "CheckpointError",
+    "DataError",
+    "PfgmError",
+    "drift",
+    "euler_step",
+    "field_divergence",
+    "field_step",
+    "heun_step",
+    "info",
+    "log_density",
+    "pfgm_target",
+    "poisson_field",
+    "posterior_mean",
+    "score",
+    "use_backend",
+]

@@ -1,0 +1,29 @@
+"""What the two compiled backends share: loading their library once, on first use, and saying why it cannot be."""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@cache
+def loading_error(library: str) -> str | None:
+    """None where `pfgm_fast.<library>` loads (its operators are then registered), else the reason why not."""
+    try:
+        importlib.import_module(f"pfgm_fast.{library}")
+    except ModuleNotFoundError:
+        return f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs a C++ compiler)"
+    except (ImportError, OSError) as error:
+        return f"pfgm_fast.{library} does not load: {error}"
+    return None
+
+
+def operator(namespace: str, function: str) -> Any:
+    """The operator behind a backend function: `euler_step_out` is the overload `euler_step.out`."""
+    packets = getattr(torch.ops, namespace)
+    if function.endswith("_out"):
+        return getattr(packets, function.removesuffix("_out")).out
+    return getattr(packets, function).default

@@ -1,0 +1,209 @@
+"""The definition of right: every operator in plain PyTorch, by direct differences, in the dtype that it is given.
+
+Written to be read. `x` is (B, N), `charges` (M, N) of x's dtype or uint8; the QUERY arguments that only help speed
+(`center`, `sq_norms`, `neighbor_distance`, `source`) are not looked at. One query at a time, charges in chunks, so that
+memory stays O(M + chunk N). Run it in float64 to judge the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 22
+"""Elements of the largest intermediate (charges in a chunk times N): 32 MiB in float64."""
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
+    return None
+
+
+def decode(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -> Tensor:
+    """The values of charges: bytes are `byte / divisor + offset`, each operation rounded to dtype."""
+    if charges.dtype == torch.uint8:
+        return charges.to(dtype).div_(divisor).add_(offset)
+    return charges.to(dtype)
+
+
+def chunks(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Decoded blocks of charges, each with at most CHUNK_ELEMENTS elements, and where they stand."""
+    rows = max(1, CHUNK_ELEMENTS // max(1, charges.shape[1]))
+    for start in range(0, charges.shape[0], rows):
+        part = slice(start, min(start + rows, charges.shape[0]))
+        yield part, decode(charges[part], divisor, offset, dtype)
+
+
+class Row(NamedTuple):
+    """What one query sees."""
+
+    weights: Tensor  # (M,) w_j, the softmax over the charges
+    rate: Tensor  # (M,) c_j = (N + D)/d²_j, or 1/σ² where D is infinite
+    squares: Tensor  # (M,) ‖ρ_j‖²
+    lse: Tensor  # () log Σ_j q_j (1 + ‖ρ_j‖²/r²)^(−p)
+
+
+def row(
+    x: Tensor,  # (N,)
+    r: Tensor,  # ()
+    charges: Tensor,  # (M, N)
+    log_weights: Tensor | None,  # (M,)
+    divisor: float,
+    offset: float,
+    aug_dim: float,
+) -> Row:
+    """Weights of all charges for one query: PFGM++ (arXiv 2302.04265) eq. 4 for D < ∞, the Gaussian kernel for D = ∞."""
+    squares = torch.cat(
+        [(y - x).square_().sum(1) for _, y in chunks(charges, divisor, offset, x.dtype)]
+    )
+    if math.isinf(aug_dim):
+        logits = -squares / (2 * r * r)
+        rate = (1 / (r * r)).expand_as(squares)
+    else:
+        total = x.shape[0] + aug_dim
+        logits = -0.5 * total * torch.log1p(squares / (r * r))
+        rate = total / (squares + r * r)
+    if log_weights is not None:
+        logits = logits + log_weights.to(x.dtype)
+    return Row(torch.softmax(logits, 0), rate, squares, torch.logsumexp(logits, 0))
+
+
+def weighted_difference(
+    x: Tensor, coefficient: Tensor, charges: Tensor, divisor: float, offset: float
+) -> Tensor:
+    """Σ_j coefficient_j ρ_j, with ρ_j = y_j − x formed first: (N,)."""
+    total = torch.zeros_like(x)
+    for part, y in chunks(charges, divisor, offset, x.dtype):
+        total += coefficient[part] @ (y - x)
+    return total
+
+
+def posterior_mean(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+    """m_i = Σ_j w_ij y_j and the relative log-sum-exp (float64)."""
+    mean = torch.empty_like(x)
+    lse = x.new_empty(x.shape[0], dtype=torch.float64)
+    for i in range(x.shape[0]):
+        seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
+        mean[i] = sum(seen.weights[part] @ y for part, y in chunks(charges, divisor, offset, x.dtype))
+        lse[i] = seen.lse
+    return mean, lse
+
+
+def poisson_field(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+    """x_i − m_i = −Σ_j w_ij ρ_ij, a sum of differences, and the relative log-sum-exp (float64)."""
+    field = torch.empty_like(x)
+    lse = x.new_empty(x.shape[0], dtype=torch.float64)
+    for i in range(x.shape[0]):
+        seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
+        field[i] = -weighted_difference(x[i], seen.weights, charges, divisor, offset)
+        lse[i] = seen.lse
+    return field, lse
+
+
+def score(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+    """g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp."""
+    gradient, field = torch.empty_like(x), torch.empty_like(x)
+    rate, trace = torch.empty_like(r), torch.empty_like(r)
+    lse = x.new_empty(x.shape[0], dtype=torch.float64)
+    for i in range(x.shape[0]):
+        seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
+        pull = seen.weights * seen.rate
+        gradient[i] = weighted_difference(x[i], pull, charges, divisor, offset)
+        field[i] = -weighted_difference(x[i], seen.weights, charges, divisor, offset)
+        rate[i] = pull.sum()
+        trace[i] = (pull * seen.squares).sum()
+        lse[i] = seen.lse
+    return gradient, field, rate, trace, lse
+
+
+def log_density(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+    """log Σ_j q_j (1 + ‖ρ_j‖²/r²)^(−p) in float64; D = ∞: log Σ_j q_j exp(−‖ρ_j‖²/(2σ²))."""
+    lse = x.new_empty(x.shape[0], dtype=torch.float64)
+    for i in range(x.shape[0]):
+        lse[i] = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim).lse
+    return lse
+
+
+def second_moment(
+    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim, u, power
+):
+    """Σ_j w_j c_j^power (ρ_j·u) ρ_j (B, N) and Σ_j w_j c_j^power (ρ_j·u) (B,)."""
+    moment, projection = torch.empty_like(x), torch.empty_like(r)
+    for i in range(x.shape[0]):
+        seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
+        along = torch.cat([(y - x[i]) @ u[i] for _, y in chunks(charges, divisor, offset, x.dtype)])
+        coefficient = seen.weights * seen.rate**power * along
+        moment[i] = weighted_difference(x[i], coefficient, charges, divisor, offset)
+        projection[i] = coefficient.sum()
+    return moment, projection
+
+
+def field_step(
+    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim, r_next
+):
+    """One Euler step of dx/dr = E_x/E_r = (x − m)/r in the true field (PFGM eq. 6, PFGM++ eq. 5)."""
+    field, _ = poisson_field(
+        x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+    )
+    return x + ((r_next - r) / r)[:, None] * field
+
+
+def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
+    """v = −√N E/(‖E‖ + γ), E = (field, r): PFGM eq. 5, the training target. field (B, N), r (B,)."""
+    length = (field.square().sum(1) + r * r).sqrt() + gamma
+    factor = -math.sqrt(field.shape[1]) / length
+    return field * factor[:, None], r * factor
+
+
+def drift(vx: Tensor, vz: Tensor, z: Tensor, gamma: float, z_exp: float) -> Tensor:
+    """dx/dz = v_x/v_z (PFGM eq. 6), v_z replaced below z_exp by what ‖v_x‖ implies (PFGM appendix B.2.3).
+
+    n = ‖v_x‖/√N is the share of the field along x; ‖E_x‖ = γ n/(1 − n) inverts the normalisation, so
+    ‖E‖ = √((γn/(1 − n))² + z²) and v_z = −√N z/(‖E‖ + γ). A network may give n ≥ 1, which no finite field has:
+    n is held below 1 by the dtype's resolution, so ‖E‖ is large, v_z small, and nothing is NaN.
+    """
+    vx, vz = vx.to(z.dtype), vz.to(z.dtype)
+    rows, dim = vx.shape
+    z = z.expand(rows)
+    n = (vx.norm(dim=1) / math.sqrt(dim)).clamp(max=1 - torch.finfo(z.dtype).eps)
+    length = ((gamma * n / (1 - n)).square() + z * z).sqrt()
+    substitute = -math.sqrt(dim) * z / (length + gamma)
+    return vx / torch.where(z < z_exp, substitute, vz)[:, None]
+
+
+def euler_step(
+    x: Tensor, vx: Tensor, vz: Tensor, z: Tensor, z_next: Tensor, gamma: float, z_exp: float
+) -> Tensor:
+    """x + (z' − z) dx/dz."""
+    h = (z_next - z).to(x.dtype).expand(x.shape[0])
+    return x + h[:, None] * drift(vx, vz, z.to(x.dtype), gamma, z_exp)
+
+
+def euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, out):
+    """`euler_step` into out, which may be x."""
+    return out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp))
+
+
+def heun_step(
+    x: Tensor,
+    vx: Tensor,
+    vz: Tensor,
+    vx_next: Tensor,
+    vz_next: Tensor,
+    z: Tensor,
+    z_next: Tensor,
+    gamma: float,
+    z_exp: float,
+) -> Tensor:
+    """x + (z' − z)/2 · (dx/dz at z + dx/dz at z'), the correction of Heun's method (the paper's improved Euler)."""
+    h = (0.5 * (z_next - z)).to(x.dtype).expand(x.shape[0])
+    first = drift(vx, vz, z.to(x.dtype), gamma, z_exp)
+    second = drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp)
+    return x + h[:, None] * (first + second)

@@ -1,0 +1,232 @@
+"""Charges: the data set, prepared once for many calls."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import checks
+from pfgm_fast.errors import ArgumentError
+
+_HALF = (torch.bfloat16, torch.float16)
+_BLOCK_ELEMENTS = 1 << 22
+
+
+class Charges:
+    """The data points y_j as positive charges on the plane where the extra coordinates are 0.
+
+    Args:
+        data: (M, *shape), M ≥ 1: float32, float64, or uint8. Bytes stay bytes, in memory and in the kernels; a byte's value
+            is `byte / divisor + offset` with divisor = 255/(high − low), offset = low. bfloat16 and float16 become
+            float32.
+        weights: (M,) q_j > 0, any scale; None: all equal.
+        labels: (M,) integer class of each charge; a query with a label sees only the charges of its class.
+        value_range: the values (low, high) of the bytes 0 and 255; only for uint8. The default gives byte/127.5 − 1.
+
+    What is prepared, once, in blocks: the mean of the charges and each one's squared distance from it (float64). Neither
+    data nor weights may be changed in place afterwards.
+
+    Raises: ArgumentError for a wrong shape or dtype, no charges, non-finite data, weights that are not finite and > 0.
+    """
+
+    def __init__(
+        self,
+        data: Tensor,  # (M, *shape)
+        weights: Tensor | None = None,  # (M,)
+        labels: Tensor | None = None,  # (M,)
+        *,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+    ) -> None:
+        data = checks.batch("charges", data, (*checks.REAL, torch.uint8, *_HALF)).detach()
+        if data.shape[0] == 0:
+            raise ArgumentError(f"there are no charges: data has shape {tuple(data.shape)}; at least one is needed")
+        low, high = value_range
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ArgumentError(f"value_range must be (low, high), finite, low < high; got {value_range}")
+        if data.dtype in _HALF:
+            data = data.float()
+        byte = data.dtype == torch.uint8
+        self.divisor = 255.0 / (high - low) if byte else 1.0
+        self.offset = float(low) if byte else 0.0
+        self.data = data.contiguous()
+        self.flat = checks.flat(self.data)
+        self.log_weights = None if weights is None else self._log_weights(weights)
+        self.labels = None if labels is None else self._labels(labels)
+        self.neighbor_distance: Tensor | None = None
+        self._by_label: dict[int, tuple[Charges, Tensor]] = {}
+        self.center, self.sq_norms = self._prepare()
+
+    def _log_weights(self, weights: Tensor) -> Tensor:
+        weights = checks.tensor("weights", weights, (*checks.REAL, *_HALF))
+        if weights.shape != (len(self),):
+            raise ArgumentError(f"weights must have shape ({len(self)},); got {tuple(weights.shape)}")
+        checks.same_device("weights", weights, "data", self.data)
+        weights = weights.detach().double()
+        bad = ~(torch.isfinite(weights) & (weights > 0))
+        if bool(bad.any()):
+            at = int(bad.nonzero()[0])
+            raise ArgumentError(f"weights must be finite and > 0; weights[{at}] is {weights[at].item()}")
+        return weights.log()
+
+    def _labels(self, labels: Tensor) -> Tensor:
+        labels = checks.tensor("labels", labels, (torch.int64, torch.int32, torch.uint8))
+        if labels.shape != (len(self),):
+            raise ArgumentError(f"labels must have shape ({len(self)},); got {tuple(labels.shape)}")
+        checks.same_device("labels", labels, "data", self.data)
+        return labels.to(torch.int64)
+
+    def _blocks(self) -> list[slice]:
+        rows = max(1, _BLOCK_ELEMENTS // self.dim)
+        return [slice(i, min(i + rows, len(self))) for i in range(0, len(self), rows)]
+
+    def _prepare(self) -> tuple[Tensor, Tensor]:
+        center = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
+        for block in self._blocks():
+            center += self._values(self.flat[block], torch.float64).sum(0)
+        center /= len(self)
+        if not bool(torch.isfinite(center).all()):
+            bad = (~torch.isfinite(self.flat)).nonzero()
+            where = f"charge {int(bad[0, 0])} holds one" if len(bad) else "their sum overflows"
+            raise ArgumentError(f"charges must be finite (no NaN or infinity); {where}")
+        # The kernels use the centre in the queries' dtype: the norms are those around the rounded centre.
+        center = center.to(self.value_dtype)
+        norms = torch.cat(
+            [(self._values(self.flat[b], torch.float64) - center).square().sum(1) for b in self._blocks()]
+        )
+        return center, norms
+
+    def _values(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
+        """Values of raw rows, as the kernels see them: bytes are decoded in the values' own dtype first."""
+        if raw.dtype != torch.uint8:
+            return raw.to(dtype)
+        return (raw.to(dtype) / self.divisor).add_(self.offset)
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of one charge."""
+        return self.data.shape[1:]
+
+    @property
+    def dim(self) -> int:
+        """N, the number of elements of one charge."""
+        return self.flat.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Storage dtype: float32, float64 or uint8."""
+        return self.data.dtype
+
+    @property
+    def value_dtype(self) -> torch.dtype:
+        """Dtype of the values: float32 for bytes."""
+        return torch.float32 if self.dtype == torch.uint8 else self.dtype
+
+    def __len__(self) -> int:
+        """M, the number of charges."""
+        return self.data.shape[0]
+
+    def __repr__(self) -> str:
+        extras = [
+            word
+            for word, there in (("weights", self.log_weights), ("labels", self.labels))
+            if there is not None
+        ]
+        with_ = f", with {' and '.join(extras)}" if extras else ""
+        return f"Charges(M={len(self)}, shape={tuple(self.shape)}, {self.dtype}, {self.device}{with_})"
+
+    def values(self, index: Tensor | slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:
+        """Values of the charges at index: (K, *shape), float; by default in `value_dtype`."""
+        return self._values(self.data[index], dtype or self.value_dtype)
+
+    def to(self, device: torch.device | str) -> Charges:
+        """The same charges on another device; nothing is prepared again. Returns self where nothing moves."""
+        device = torch.device(device)
+        if device == self.device or (device.index is None and device.type == self.device.type):
+            return self
+        return self._derive(lambda value: value.to(device))
+
+    def _derive(self, change: Any) -> Charges:
+        other = object.__new__(Charges)
+        for name, value in vars(self).items():
+            setattr(other, name, change(value) if isinstance(value, Tensor) else value)
+        other.flat = checks.flat(other.data)
+        other._by_label = {}
+        return other
+
+    def of_label(self, label: int) -> tuple[Charges, Tensor]:
+        """The charges of one class, and their rows (K,) in this object. Built once for each class.
+
+        Raises: ArgumentError where these charges have no labels, or none of this class.
+        """
+        if self.labels is None:
+            raise ArgumentError("a query label was given, but the charges have no labels: Charges(data, labels=...)")
+        if label not in self._by_label:
+            rows = (self.labels == label).nonzero().flatten()
+            if len(rows) == 0:
+                raise ArgumentError(f"no charge has the label {label}")
+            part = object.__new__(Charges)
+            part.__dict__.update(self.__dict__)
+            part.data, part.labels, part._by_label = self.data[rows], None, {}
+            part.flat = checks.flat(part.data)
+            part.log_weights = None if self.log_weights is None else self.log_weights[rows]
+            part.sq_norms = self.sq_norms[rows]  # around this object's centre, which the part keeps
+            part.neighbor_distance = None if self.neighbor_distance is None else self.neighbor_distance[rows]
+            self._by_label[label] = part, rows
+        return self._by_label[label]
+
+    def prepare_neighbors(self) -> Charges:
+        """Compute each charge's distance to its nearest other charge (M,), rounded down, so that the `source` hint of the
+        field functions can prove at once that a query sees one charge. Costs M²N operations, once. Returns self.
+        """
+        if self.neighbor_distance is None:
+            nearest = torch.empty(len(self), dtype=self.value_dtype, device=self.device)
+            center = self.center.double()
+            # A product of N terms errs by at most N eps ‖a‖‖b‖ ≤ N eps (‖a‖² + ‖b‖²)/2: taken off, a lower bound is left.
+            norms = self.sq_norms
+            largest = norms.max()
+            slack = (self.dim + 8) * torch.finfo(self.value_dtype).eps
+            rows = max(1, min(1024, (1 << 26) // len(self)))
+            for start in range(0, len(self), rows):
+                stop = min(start + rows, len(self))
+                mine = (self._values(self.flat[start:stop], torch.float64) - center).to(self.value_dtype)
+                best = torch.full((stop - start,), math.inf, dtype=torch.float64, device=self.device)
+                for block in self._blocks():
+                    theirs = (self._values(self.flat[block], torch.float64) - center).to(self.value_dtype)
+                    squares = norms[start:stop, None] + norms[block] - 2 * (mine @ theirs.T)
+                    own = torch.arange(start, stop, device=self.device)[:, None]
+                    squares.masked_fill_(own == torch.arange(block.start, block.stop, device=self.device), math.inf)
+                    best = torch.minimum(best, squares.min(1).values)
+                bound = best - slack * (norms[start:stop] + largest)
+                nearest[start:stop] = bound.clamp(min=0).sqrt() * (1 - 1e-6)
+            self.neighbor_distance = nearest
+        return self
+
+    def arguments(self, x: Tensor) -> tuple[Any, ...]:
+        """The operators' arguments from `charges` to `neighbor_distance` (docs/architecture.md), for queries like x.
+
+        Raises: ArgumentError where x's row shape, dtype or device are not the charges'.
+        """
+        if x.shape[1:] != self.shape:
+            raise ArgumentError(f"x's rows have shape {tuple(x.shape[1:])}, the charges {tuple(self.shape)}")
+        checks.same_device("x", x, "charges", self.data)
+        if self.dtype != torch.uint8 and x.dtype != self.dtype:
+            raise ArgumentError(
+                f"x is {checks.names((x.dtype,))}, the charges {checks.names((self.dtype,))}: convert one of them"
+            )
+        return self.flat, self.log_weights, self.center.to(x.dtype), self.sq_norms, self.neighbor_distance
+
+    def mean_log_weight(self) -> float | Tensor:
+        """log Σ q_j, what normalises a density."""
+        return math.log(len(self)) if self.log_weights is None else torch.logsumexp(self.log_weights, 0)
+
+
+def as_charges(charges: Charges | Tensor) -> Charges:
+    """Charges as they are; a plain tensor is prepared for this one call."""
+    return charges if isinstance(charges, Charges) else Charges(charges)

@@ -1,0 +1,23 @@
+"""The errors of the package. Each is also a standard Python error, so that `except ValueError` keeps working."""
+
+from __future__ import annotations
+
+
+class PfgmError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class ArgumentError(PfgmError, ValueError):
+    """A call's argument has a wrong shape, dtype, device or value; the message names it and what was expected."""
+
+
+class BackendError(PfgmError, RuntimeError):
+    """No backend can serve the call; the message holds the reason of every backend that was asked."""
+
+
+class DataError(PfgmError, ValueError):
+    """A data set could not be read; the message names the file and what was expected."""
+
+
+class CheckpointError(PfgmError, RuntimeError):
+    """A checkpoint is truncated, corrupt or of another program; the message says what was expected."""

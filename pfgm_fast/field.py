@@ -1,0 +1,239 @@
+"""The empirical Poisson field of a data set, and what follows from it.
+
+Every function takes queries x (B, *shape), float32 or float64; r (B,), () or a number, > 0: the norm of the D extra
+coordinates (z for D = 1; σ = r/√D for D = ∞); and the charges (M, *shape), a `Charges` or a plain tensor. Symbols are
+those of docs/architecture.md: w_j is the softmax over the charges of log q_j − (N + D)/2 log(‖x − y_j‖² + r²).
+
+Shared behaviour. A row of x that holds NaN or infinity gives a row of NaN. r ≤ 0 or NaN raises ArgumentError where reading
+it is free (CPU) and gives a row of NaN on a GPU. Wrong shapes, dtypes, devices and D ≤ 0 raise ArgumentError; a backend that
+cannot serve the call raises BackendError. `labels` (B,): each query sees only the charges of its class. `source` (B,): the
+charge each query was perturbed from, a hint that can save work after `Charges.prepare_neighbors()` and never changes
+the result. Derivatives with respect to x and r exist for all functions but `field_divergence` and are first-order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import checks
+from pfgm_fast.charges import Charges, as_charges
+
+_ops = torch.ops.pfgm_fast
+
+
+def _query(
+    x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float, source: Tensor | None
+) -> tuple[Any, ...]:
+    """The operators' QUERY arguments; the one place where public arguments become flat ones."""
+    x = checks.batch("x", x)
+    arguments = charges.arguments(x)
+    r = checks.per_row("r", r, x, positive=True)
+    if source is not None:
+        source = checks.index("source", source, x, len(charges))
+    return checks.flat(x), r, *arguments, source, charges.divisor, charges.offset, checks.aug_dim(aug_dim)
+
+
+Operator = Callable[[tuple[Any, ...]], tuple[Tensor, ...]]
+"""What is done with a QUERY; its outputs have B rows."""
+
+
+def _over_classes(
+    operator: Operator,
+    x: Tensor,
+    r: Tensor | float,
+    charges: Charges | Tensor,
+    aug_dim: float,
+    labels: Tensor | None,
+    source: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """Call an operator once, or once a class with the rows and the charges of that class."""
+    charges = as_charges(charges)
+    query = _query(x, r, charges, aug_dim, source)
+    if labels is None:
+        return operator(query)
+    labels = checks.index("labels", labels, x)
+    flat, radius = query[0], query[1]
+    outputs: list[Tensor] = []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().flatten()
+        part, members = charges.of_label(label)
+        hint = None if source is None else _within(members, source[rows], len(charges))
+        # the class's rows have the shape that the charges' own check has already seen
+        results = operator(_query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim, hint))
+        if not outputs:
+            outputs = [result.new_empty((len(flat), *result.shape[1:])) for result in results]
+        outputs = [out.index_copy(0, rows, result) for out, result in zip(outputs, results, strict=True)]
+    return tuple(outputs) if outputs else operator(query)
+
+
+def _within(members: Tensor, source: Tensor, count: int) -> Tensor | None:
+    """Rows of `source` in the numbering of one class; None where a hint names a charge of another class."""
+    place = members.new_full((count,), -1)
+    place[members] = torch.arange(len(members), device=members.device)
+    local = place[source]
+    return None if bool((local < 0).any()) else local
+
+
+def posterior_mean(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+    source: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """m = Σ_j w_j y_j (B, *shape): the mean of the data behind a perturbed point, the ideal denoiser.
+
+    PFGM++ (arXiv 2302.04265) eq. 4 and proposition 1; D = ∞ is the denoiser of diffusion models. Inside the convex hull
+    of the charges.
+    """
+    mean, _ = _over_classes(lambda query: _ops.posterior_mean(*query), x, r, charges, aug_dim, labels, source)
+    return mean.view(x.shape)
+
+
+def poisson_field(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+    source: Tensor | None = None,  # (B,)
+) -> tuple[Tensor, Tensor]:
+    """(E_x, E_r) ∝ the Poisson field: E_x = x − m (B, *shape) as a sum of differences, E_r = r (B,).
+
+    PFGM (arXiv 2209.11178) eq. 4, PFGM++ (arXiv 2302.04265) eq. 3, scaled by Σ_j q_j/d_j^(N+D) > 0; it points away from
+    the charges. On top of a lone charge E_x is 0.
+    """
+    field, _ = _over_classes(lambda query: _ops.poisson_field(*query), x, r, charges, aug_dim, labels, source)
+    return field.view(x.shape), checks.per_row("r", r, x, positive=False)
+
+
+def pfgm_target(
+    x: Tensor,  # (B, *shape)
+    z: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    gamma: float = 5.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+    source: Tensor | None = None,  # (B,)
+) -> tuple[Tensor, Tensor]:
+    """v = −√N E/(‖E‖ + γ), the training target of PFGM: v_x (B, *shape) and v_z (B,), with D = 1.
+
+    PFGM (arXiv 2209.11178) algorithm 1, with E = (x − m, z), γ ≥ 0. ‖(v_x, v_z)‖ < √N, and v points to the charges.
+    Raises: ArgumentError for γ < 0 or not finite, beside the shared errors.
+    """
+    gamma = checks.nonnegative("gamma", gamma)
+
+    def operator(query: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        field, _ = _ops.poisson_field(*query)
+        return _ops.normalize_field(field, query[1], gamma)
+
+    vx, vz = _over_classes(operator, x, z, charges, 1.0, labels, source)
+    return vx.view(x.shape), vz
+
+
+def _log_normalizer(dim: int, aug_dim: float, r: Tensor) -> Tensor:
+    """log of the perturbation kernel's value at its centre, (B,) float64: the density of x given y at x = y."""
+    r = r.double()
+    if math.isinf(aug_dim):
+        return -0.5 * dim * math.log(2 * math.pi) - dim * r.log()
+    constant = math.lgamma((dim + aug_dim) / 2) - math.lgamma(aug_dim / 2) - 0.5 * dim * math.log(math.pi)
+    return constant - dim * r.log()
+
+
+def log_density(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+    source: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """log p_r(x) (B,) in nats: the normalised density over R^N of the data perturbed at r.
+
+    p_r(x) = Σ_j q_j k_r(x − y_j)/Σ_j q_j with k_r ∝ (‖x − y‖² + r²)^(−(N+D)/2) (PFGM++, arXiv 2302.04265, eq. 4), or the
+    Gaussian of standard deviation r where D = ∞. Sums in float64, returned in x's dtype.
+    """
+    charges = as_charges(charges)
+    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels, source)
+    radius = checks.per_row("r", r, x, positive=False)
+    if labels is None:
+        total: float | Tensor = charges.mean_log_weight()
+    else:
+        per_class = {k: charges.of_label(k)[0].mean_log_weight() for k in labels.unique().tolist()}
+        total = torch.stack([torch.as_tensor(per_class[k]) for k in labels.tolist()]).to(lse)
+    return (lse - total + _log_normalizer(charges.dim, float(aug_dim), radius)).to(x.dtype)
+
+
+def score(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+    source: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """∇_x log p_r(x) = −(N + D) Σ_j w_j (x − y_j)/d²_j (B, *shape); D = ∞: (m − x)/σ².
+
+    PFGM++ (arXiv 2302.04265) section 3: the field is the score times a factor only at D = ∞.
+    """
+    gradient, *_ = _over_classes(lambda query: _ops.score(*query), x, r, charges, aug_dim, labels, source)
+    return gradient.view(x.shape)
+
+
+def field_divergence(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """Σ_k ∂(x − m)_k/∂x_k (B,): the trace of the Jacobian of E_x = x − m, exact, as weighted sums.
+
+    tr J_m = Σ w c ‖ρ‖² − e·g (docs/architecture.md), so the divergence is N − Σ w c ‖ρ‖² − (x − m)·g. The flow of the true
+    field, dx/dr = (x − m)/r, has the divergence of this over r: the instantaneous change of variables without an estimate.
+    """
+
+    def operator(query: tuple[Any, ...]) -> tuple[Tensor]:
+        gradient, field, _, trace, _ = _ops.score(*query)
+        return (query[0].shape[1] - trace - (field * gradient).sum(1),)
+
+    (divergence,) = _over_classes(operator, x, r, charges, aug_dim, labels, None)
+    return divergence.detach()
+
+
+def field_step(
+    x: Tensor,  # (B, *shape)
+    z: Tensor | float,  # (B,)
+    z_next: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """One Euler step of dx/dz = E_x/E_z in the true field, x + (z' − z)/z (x − m): (B, *shape), no network.
+
+    PFGM (arXiv 2209.11178) eq. 6; for other D with r for z (PFGM++ eq. 5), for D = ∞ with σ. z' ≥ 0; at z' = 0 the step ends
+    on the posterior mean.
+    """
+
+    def operator(query: tuple[Any, ...]) -> tuple[Tensor]:
+        return (_ops.field_step(*query[:-1], query[-1], next_radius[: len(query[0])]),)
+
+    next_radius = checks.per_row("z_next", z_next, x if isinstance(x, Tensor) else checks.batch("x", x), positive=False)
+    if labels is not None:
+        field, r = poisson_field(x, z, charges, aug_dim, labels=labels)
+        factor = ((next_radius - r) / r).view(-1, *[1] * (x.dim() - 1))
+        return x + factor * field
+    (stepped,) = _over_classes(operator, x, z, charges, aug_dim, None, None)
+    return stepped.view(x.shape)

@@ -1,0 +1,148 @@
+"""The one table that decides which backend serves a call, and what may be said about it (`info`)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfgm_fast.errors import ArgumentError, BackendError
+from pfgm_fast.ops.schema import FIELD_OPERATORS, function_name
+
+TABLE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpu", "reference"),
+    "cuda": ("cuda", "triton", "reference"),
+}
+"""device → backends in the order of preference. A backend that `refuses` a call (by operator, dtype or shape) is passed
+over under `auto`; the rules of shape stand with each backend, where its kernels are."""
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+ENVIRONMENT = "PFGM_FAST_BACKEND"
+
+_forced: ContextVar[str | None] = ContextVar("pfgm_fast_backend", default=None)
+
+
+def _checked(name: str, said_by: str) -> str:
+    if name not in ("auto", *NAMES):
+        raise ArgumentError(f"{said_by} must be 'auto' or one of {', '.join(NAMES)}; got {name!r}")
+    return name
+
+
+class use_backend:  # noqa: N801 - used like a function, as `with use_backend("cpu"):`
+    """Choose the backend, as a statement or as a context manager.
+
+    `use_backend("reference")` holds from here on in this thread; `with use_backend("reference"):` restores what was
+    chosen before. "auto" asks the table. The environment variable PFGM_FAST_BACKEND sets the start value.
+
+    Raises: ArgumentError for an unknown name. A backend that cannot serve a call raises BackendError at that call.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = _checked(name, "use_backend(name)")
+        self._token = _forced.set(self.name)
+
+    def __enter__(self) -> str:
+        return self.name
+
+    def __exit__(self, *_: object) -> None:
+        _forced.reset(self._token)
+
+
+def chosen_backend() -> str:
+    """What is asked for: the innermost `use_backend`, else PFGM_FAST_BACKEND, else "auto"."""
+    return _forced.get() or _checked(os.environ.get(ENVIRONMENT, "auto"), ENVIRONMENT)
+
+
+def backend(name: str) -> Any:
+    """The backend's module. Importing one compiles nothing and needs none of its libraries."""
+    return importlib.import_module(f"pfgm_fast.backends.{name}")
+
+
+def _refusal(name: str, op: str, x: Tensor, charges: Tensor | None) -> str | None:
+    module = backend(name)
+    return module.unavailable() or module.refuses(op, x, charges)
+
+
+def status() -> dict[str, str]:
+    """Each backend's state: "ok", or the reason why it cannot run here."""
+    return {name: backend(name).unavailable() or "ok" for name in NAMES}
+
+
+def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
+    """The module of the backend that serves this call.
+
+    Raises: BackendError with each asked backend's reason.
+    """
+    wanted = chosen_backend()
+    order = TABLE.get(x.device.type, ()) if wanted == "auto" else (wanted,)
+    reasons = []
+    for name in order:
+        reason = _refusal(name, op, x, charges)
+        if reason is None:
+            return backend(name)
+        reasons.append(f"{name}: {reason}")
+    raise BackendError(f"no backend can run {op} on {x.device.type} tensors: " + "; ".join(reasons or ["none is listed"]))
+
+
+def kernel(op: str) -> Callable[..., Any]:
+    """The front operator's kernel: ask the table, call the backend's function of the same name."""
+    name = function_name(op)
+    sums_charges = op in FIELD_OPERATORS
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x = args[0]
+        charges = args[2] if sums_charges else None
+        return getattr(choose(name, x, charges), name)(*args, **kwargs)
+
+    call.__name__ = name
+    return call
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    try:
+        yield
+    except Exception:  # info() reports; it must not fail where a driver is broken
+        pass
+
+
+def info() -> dict[str, Any]:
+    """What was built, what will run where, and why not.
+
+    Returns a dict: `version`, `torch`, `python`, `build` (what the compiled libraries say of themselves, or None),
+    `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
+    that `auto` takes for float32). Print it with `pfgm-fast info`.
+    """
+    import platform
+
+    import pfgm_fast
+
+    backends = status()
+    devices = {}
+    for device, order in TABLE.items():
+        if device == "cuda" and not torch.cuda.is_available():
+            devices[device] = "no CUDA device is visible to PyTorch"
+            continue
+        devices[device] = next(name for name in order if backends[name] == "ok")
+    build: dict[str, Any] | None = None
+    with _quietly():
+        build = importlib.import_module("pfgm_fast._C").build_info()
+    gpus: list[str] = []
+    with _quietly():
+        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "version": pfgm_fast.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "build": build,
+        "gpus": gpus,
+        "chosen": chosen_backend(),
+        "backends": backends,
+        "devices": devices,
+    }

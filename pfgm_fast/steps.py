@@ -1,0 +1,114 @@
+"""One step of a sampler's ODE, fused: row norm, z substitution, division and update in one pass over the data.
+
+x and the network's output share the shape (B, *shape); z and z' are numbers, () or (B,) tensors, z > 0 above z' ≥ 0 when
+sampling. v_x and v_z may be bfloat16 or float16 (a network under autocast); they are read in x's dtype. Wrong shapes, dtypes,
+devices or values raise ArgumentError.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import checks
+from pfgm_fast.errors import ArgumentError
+
+_ops = torch.ops.pfgm_fast
+
+
+def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Tensor:
+    """() or (B,) in x's dtype and on its device."""
+    if isinstance(value, Tensor) and value.dim() == 0 and value.device == x.device and value.dtype == x.dtype:
+        if value.device.type != "cpu":
+            return value  # reading it would stop the stream
+    return checks.per_row(name, value, x, positive=positive)
+
+
+def _network(x: Tensor, vx: Tensor, vz: Tensor, suffix: str = "") -> tuple[Tensor, Tensor]:
+    """The network's output, flat."""
+    vx = checks.tensor("vx" + suffix, vx, checks.NETWORK)
+    checks.same("vx" + suffix, vx, "x", x)
+    vz = checks.tensor("vz" + suffix, vz, checks.NETWORK)
+    if vz.shape != (x.shape[0],):
+        raise ArgumentError(f"vz{suffix} must have shape ({x.shape[0]},); got {tuple(vz.shape)}")
+    checks.same_device("vz" + suffix, vz, "x", x)
+    return checks.flat(vx), vz.contiguous()
+
+
+def drift(
+    vx: Tensor,  # (B, *shape)
+    vz: Tensor,  # (B,)
+    z: Tensor | float,  # (B,)
+    gamma: float = 5.0,
+    z_exp: float = 5.0,
+) -> Tensor:
+    """dx/dz = v_x/v_z (B, *shape), with v_z replaced below z_exp by what ‖v_x‖ implies.
+
+    PFGM (arXiv 2209.11178) eq. 6 and appendix B.2.3: n = ‖v_x‖/√N, ‖E‖ = √((γn/(1 − n))² + z²), v_z = −√N z/(‖E‖ + γ). n ≥ 1,
+    which a network can give and no field has, is held just below 1: never NaN. γ > 0; z_exp ≥ 0, 0 turns it off.
+    """
+    vx = checks.batch("vx", vx, checks.NETWORK)
+    like = vx if vx.dtype in checks.REAL else vx.new_empty((vx.shape[0], 1), dtype=torch.float32)
+    z = _row_z("z", z, like, positive=True)
+    flat, vz = _network(vx, vx, vz)
+    return _ops.drift(flat, vz, z, *_constants(gamma, z_exp)).view(vx.shape)
+
+
+def _constants(gamma: float, z_exp: float) -> tuple[float, float]:
+    return checks.positive("gamma", gamma), checks.nonnegative("z_exp", z_exp)
+
+
+def euler_step(
+    x: Tensor,  # (B, *shape)
+    vx: Tensor,  # (B, *shape)
+    vz: Tensor,  # (B,)
+    z: Tensor | float,  # (B,)
+    z_next: Tensor | float,  # (B,)
+    gamma: float = 5.0,
+    z_exp: float = 5.0,
+    out: Tensor | None = None,  # (B, *shape)
+) -> Tensor:
+    """x + (z' − z) v_x/v_z (B, *shape): Euler's method on the backward ODE, v_z substituted below z_exp as in `drift`.
+
+    out: where the result goes, contiguous, of x's shape and dtype; it may be x itself. Then nothing is differentiable.
+    """
+    x = checks.batch("x", x)
+    flat_vx, vz = _network(x, vx, vz)
+    z = _row_z("z", z, x, positive=True)
+    z_next = _row_z("z_next", z_next, x, positive=False)
+    constants = _constants(gamma, z_exp)
+    if out is None:
+        return _ops.euler_step(checks.flat(x), flat_vx, vz, z, z_next, *constants).view(x.shape)
+    checks.tensor("out", out, (x.dtype,))
+    checks.same("out", out, "x", x)
+    if not out.is_contiguous():
+        raise ArgumentError("out must be contiguous")
+    _ops.euler_step.out(
+        checks.flat(x).detach(), flat_vx.detach(), vz.detach(), z, z_next, *constants, out=out.view(len(x), -1)
+    )
+    return out
+
+
+def heun_step(
+    x: Tensor,  # (B, *shape)
+    vx: Tensor,  # (B, *shape)
+    vz: Tensor,  # (B,)
+    vx_next: Tensor,  # (B, *shape)
+    vz_next: Tensor,  # (B,)
+    z: Tensor | float,  # (B,)
+    z_next: Tensor | float,  # (B,)
+    gamma: float = 5.0,
+    z_exp: float = 5.0,
+) -> Tensor:
+    """x + (z' − z)/2 (dx/dz at (x, z) + dx/dz at (x', z')) (B, *shape), z' > 0: the correction of Heun's method.
+
+    v at (x', z') is the network at the Euler prediction x' (PFGM, arXiv 2209.11178, appendix B.4: improved Euler).
+    """
+    x = checks.batch("x", x)
+    flat_vx, vz = _network(x, vx, vz)
+    flat_next, vz_next = _network(x, vx_next, vz_next, "_next")
+    z = _row_z("z", z, x, positive=True)
+    z_next = _row_z("z_next", z_next, x, positive=True)
+    constants = _constants(gamma, z_exp)
+    stepped = _ops.heun_step(checks.flat(x), flat_vx, vz, flat_next, vz_next, z, z_next, *constants)
+    return stepped.view(x.shape)
