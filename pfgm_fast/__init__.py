@@ -1,6 +1,7 @@
 """pfgm_fast: the exact empirical Poisson field of a whole data set, and the PFGM pipeline around it."""
 
-from pfgm_fast import ops as _ops  # registers the operators
+from pfgm_fast import ops as _ops  # noqa: F401 - registers the operators
+from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError
 from pfgm_fast.field import (
@@ -15,8 +16,6 @@ from pfgm_fast.field import (
 from pfgm_fast.ops.dispatch import info, use_backend
 from pfgm_fast.steps import drift, euler_step, heun_step
 
-__version__ = "0.1.0"
-
 __all__ = [
     "ArgumentError",
     "BackendError",
@@ -24,6 +23,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "PfgmError",
+    "__version__",
     "drift",
     "euler_step",
     "field_divergence",

@@ -42,7 +42,9 @@ class Charges:
     ) -> None:
         data = checks.batch("charges", data, (*checks.REAL, torch.uint8, *_HALF)).detach()
         if data.shape[0] == 0:
-            raise ArgumentError(f"there are no charges: data has shape {tuple(data.shape)}; at least one is needed")
+            raise ArgumentError(
+                f"there are no charges: data has shape {tuple(data.shape)}; at least one is needed"
+            )
         low, high = value_range
         if not (math.isfinite(low) and math.isfinite(high) and low < high):
             raise ArgumentError(f"value_range must be (low, high), finite, low < high; got {value_range}")
@@ -166,7 +168,9 @@ class Charges:
         Raises: ArgumentError where these charges have no labels, or none of this class.
         """
         if self.labels is None:
-            raise ArgumentError("a query label was given, but the charges have no labels: Charges(data, labels=...)")
+            raise ArgumentError(
+                "a query label was given, but the charges have no labels: Charges(data, labels=...)"
+            )
         if label not in self._by_label:
             rows = (self.labels == label).nonzero().flatten()
             if len(rows) == 0:
@@ -201,7 +205,9 @@ class Charges:
                     theirs = (self._values(self.flat[block], torch.float64) - center).to(self.value_dtype)
                     squares = norms[start:stop, None] + norms[block] - 2 * (mine @ theirs.T)
                     own = torch.arange(start, stop, device=self.device)[:, None]
-                    squares.masked_fill_(own == torch.arange(block.start, block.stop, device=self.device), math.inf)
+                    squares.masked_fill_(
+                        own == torch.arange(block.start, block.stop, device=self.device), math.inf
+                    )
                     best = torch.minimum(best, squares.min(1).values)
                 bound = best - slack * (norms[start:stop] + largest)
                 nearest[start:stop] = bound.clamp(min=0).sqrt() * (1 - 1e-6)

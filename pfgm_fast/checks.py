@@ -32,7 +32,9 @@ def batch(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> T
     """(B, *shape) with at least one dimension behind B, and N ≥ 1."""
     checked = tensor(name, value, dtypes)
     if checked.dim() < 2 or math.prod(checked.shape[1:]) == 0:
-        raise ArgumentError(f"{name} must have shape (B, *shape) with N ≥ 1 elements a row; got {tuple(checked.shape)}")
+        raise ArgumentError(
+            f"{name} must have shape (B, *shape) with N ≥ 1 elements a row; got {tuple(checked.shape)}"
+        )
     return checked
 
 
@@ -50,7 +52,9 @@ def same(name: str, value: Tensor, of: str, other: Tensor) -> None:
 
 def same_device(name: str, value: Tensor, of: str, other: Tensor) -> None:
     if value.device != other.device:
-        raise ArgumentError(f"{name} is on {value.device}, {of} on {other.device}: they must be on one device")
+        raise ArgumentError(
+            f"{name} is on {value.device}, {of} on {other.device}: they must be on one device"
+        )
 
 
 def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:

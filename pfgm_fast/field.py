@@ -230,7 +230,9 @@ def field_step(
     def operator(query: tuple[Any, ...]) -> tuple[Tensor]:
         return (_ops.field_step(*query[:-1], query[-1], next_radius[: len(query[0])]),)
 
-    next_radius = checks.per_row("z_next", z_next, x if isinstance(x, Tensor) else checks.batch("x", x), positive=False)
+    next_radius = checks.per_row(
+        "z_next", z_next, x if isinstance(x, Tensor) else checks.batch("x", x), positive=False
+    )
     if labels is not None:
         field, r = poisson_field(x, z, charges, aug_dim, labels=labels)
         factor = ((next_radius - r) / r).view(-1, *[1] * (x.dim() - 1))

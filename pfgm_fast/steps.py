@@ -18,9 +18,9 @@ _ops = torch.ops.pfgm_fast
 
 def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Tensor:
     """() or (B,) in x's dtype and on its device."""
-    if isinstance(value, Tensor) and value.dim() == 0 and value.device == x.device and value.dtype == x.dtype:
-        if value.device.type != "cpu":
-            return value  # reading it would stop the stream
+    if isinstance(value, Tensor) and value.dim() == 0 and value.device.type != "cpu":
+        checks.same_device(name, value, "x", x)
+        return value.to(x.dtype)  # reading it, or expanding it, would cost a stop or a launch
     return checks.per_row(name, value, x, positive=positive)
 
 
@@ -84,7 +84,13 @@ def euler_step(
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
     _ops.euler_step.out(
-        checks.flat(x).detach(), flat_vx.detach(), vz.detach(), z, z_next, *constants, out=out.view(len(x), -1)
+        checks.flat(x).detach(),
+        flat_vx.detach(),
+        vz.detach(),
+        z,
+        z_next,
+        *constants,
+        out=out.view(len(x), -1),
     )
     return out
 

@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pfgm_fast.backends.compiled import loading_error, operator
+from pfgm_fast.backends.compiled import lacks, loading_error, operator
 
 
 def unavailable() -> str | None:
-    return loading_error("_C")
+    return loading_error("_C") or lacks("pfgm_fast_cpu", "poisson_field", "CPU")
 
 
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
-    return None if x.device.type == "cpu" else f"serves CPU tensors, not {x.device.type}"
+    if x.device.type != "cpu":
+        return f"serves CPU tensors, not {x.device.type}"
+    return lacks("pfgm_fast_cpu", op, "CPU")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pfgm_fast.backends.compiled import loading_error, operator
+from pfgm_fast.backends.compiled import lacks, loading_error, operator
 
 
 def unavailable() -> str | None:
-    return loading_error("_C_cuda")
+    return loading_error("_C_cuda") or lacks("pfgm_fast_cuda", "poisson_field", "CUDA")
 
 
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
-    return None if x.device.type == "cuda" else f"serves CUDA tensors, not {x.device.type}"
+    if x.device.type != "cuda":
+        return f"serves CUDA tensors, not {x.device.type}"
+    return lacks("pfgm_fast_cuda", op, "CUDA")
 
 
 def __getattr__(name: str) -> Any:

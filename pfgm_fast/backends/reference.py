@@ -33,7 +33,9 @@ def decode(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -
     return charges.to(dtype)
 
 
-def chunks(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def chunks(
+    charges: Tensor, divisor: float, offset: float, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
     """Decoded blocks of charges, each with at most CHUNK_ELEMENTS elements, and where they stand."""
     rows = max(1, CHUNK_ELEMENTS // max(1, charges.shape[1]))
     for start in range(0, charges.shape[0], rows):
@@ -60,9 +62,7 @@ def row(
     aug_dim: float,
 ) -> Row:
     """Weights of all charges for one query: PFGM++ (arXiv 2302.04265) eq. 4 for D < ∞, the Gaussian kernel for D = ∞."""
-    squares = torch.cat(
-        [(y - x).square_().sum(1) for _, y in chunks(charges, divisor, offset, x.dtype)]
-    )
+    squares = torch.cat([(y - x).square_().sum(1) for _, y in chunks(charges, divisor, offset, x.dtype)])
     if math.isinf(aug_dim):
         logits = -squares / (2 * r * r)
         rate = (1 / (r * r)).expand_as(squares)
@@ -85,7 +85,9 @@ def weighted_difference(
     return total
 
 
-def posterior_mean(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+def posterior_mean(
+    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+):
     """m_i = Σ_j w_ij y_j and the relative log-sum-exp (float64)."""
     mean = torch.empty_like(x)
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
@@ -96,7 +98,9 @@ def posterior_mean(x, r, charges, log_weights, center, sq_norms, neighbor_distan
     return mean, lse
 
 
-def poisson_field(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+def poisson_field(
+    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+):
     """x_i − m_i = −Σ_j w_ij ρ_ij, a sum of differences, and the relative log-sum-exp (float64)."""
     field = torch.empty_like(x)
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
@@ -123,7 +127,9 @@ def score(x, r, charges, log_weights, center, sq_norms, neighbor_distance, sourc
     return gradient, field, rate, trace, lse
 
 
-def log_density(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+def log_density(
+    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+):
     """log Σ_j q_j (1 + ‖ρ_j‖²/r²)^(−p) in float64; D = ∞: log Σ_j q_j exp(−‖ρ_j‖²/(2σ²))."""
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
     for i in range(x.shape[0]):
@@ -132,7 +138,19 @@ def log_density(x, r, charges, log_weights, center, sq_norms, neighbor_distance,
 
 
 def second_moment(
-    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim, u, power
+    x,
+    r,
+    charges,
+    log_weights,
+    center,
+    sq_norms,
+    neighbor_distance,
+    source,
+    divisor,
+    offset,
+    aug_dim,
+    u,
+    power,
 ):
     """Σ_j w_j c_j^power (ρ_j·u) ρ_j (B, N) and Σ_j w_j c_j^power (ρ_j·u) (B,)."""
     moment, projection = torch.empty_like(x), torch.empty_like(r)
@@ -188,7 +206,7 @@ def euler_step(
 
 def euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, out):
     """`euler_step` into out, which may be x."""
-    return out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp))
+    out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp))
 
 
 def heun_step(

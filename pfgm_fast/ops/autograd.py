@@ -143,7 +143,7 @@ def _score_backward(ctx: Any, want: Tensor, *_: Tensor) -> tuple[Any, ...]:
     along = _rows(gradient, want)
     by_x = factor * moment - _outer(along, gradient) - _outer(rate, want)
     if math.isinf(aug_dim):  # g = (m − x)/σ²
-        _, mean_by_r = _mean_transpose(ctx, query, want)
+        mean_by_r = _mean_transpose(ctx, query, want)[1]
         by_r = mean_by_r / (r * r) - 2 * along / r
     else:
         by_r = -r * (factor * projection - rate * along)
@@ -172,9 +172,9 @@ def _recompute(name: str) -> tuple[Any, Any]:
         for i, leaf in zip(ctx.tensors_at, leaves, strict=True):
             arguments[i] = leaf
         with torch.enable_grad():
-            outputs = function(*arguments)
-        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        gradients = torch.autograd.grad(outputs, leaves, wants, allow_unused=True)
+            outputs: Any = function(*arguments)
+        results = outputs if isinstance(outputs, tuple) else (outputs,)
+        gradients = torch.autograd.grad(results, leaves, wants, allow_unused=True)
         result: list[Any] = [None] * len(arguments)
         for i, gradient in zip(ctx.tensors_at, gradients, strict=True):
             result[i] = gradient

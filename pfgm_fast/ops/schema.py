@@ -34,7 +34,7 @@ SCHEMAS: dict[str, str] = {
     ),
     "euler_step.out": (
         "(Tensor x, Tensor vx, Tensor vz, Tensor z, Tensor z_next, float gamma, float z_exp, *, Tensor(a!) out)"
-        " -> Tensor(a!)"
+        " -> ()"
     ),
     "heun_step": (
         "(Tensor x, Tensor vx, Tensor vz, Tensor vx_next, Tensor vz_next, Tensor z, Tensor z_next, "
@@ -76,7 +76,7 @@ _FAKES: dict[str, Any] = {
     # The network's output may be bfloat16 or channels-last; the drift is in z's dtype, as x is.
     "drift": lambda vx, vz, z, *_: vx.new_empty(vx.shape, dtype=z.dtype),
     "euler_step": lambda x, *_: torch.empty_like(x),
-    "euler_step.out": lambda x, *_, out: out,
+    "euler_step.out": lambda x, *_, out: None,
     "heun_step": lambda x, *_: torch.empty_like(x),
 }
 

@@ -1,0 +1,33 @@
+# make demo | test | lint | bench | gpu: each creates the environment it needs (.venv).
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/
+STAMP := $(VENV)/.installed
+OUT ?= out
+
+.PHONY: demo test lint bench gpu clean env
+
+env: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
+	$(RUN)python -m pip install -q -c constraints.txt "setuptools>=70" wheel ninja pybind11 numpy torch triton
+	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(RUN)pfgm-fast demo --out $(OUT)/demo
+
+lint: $(STAMP)
+	$(RUN)ruff check .
+	$(RUN)ruff format --check .
+	$(RUN)mypy
+
+test: lint
+	$(RUN)python -m pytest
+
+bench: $(STAMP)
+	$(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) pfgm_fast/*.so

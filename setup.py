@@ -1,0 +1,184 @@
+"""Builds the compiled backends: `_C` (csrc/cpu, a C++ compiler) and `_C_cuda` (csrc/cuda, nvcc and a CUDA PyTorch).
+
+What is built is decided by one pure function, `plan`, and printed. It never asks whether a GPU is present: machines that
+build images have none. PFGM_FAST_CUDA=1 builds the CUDA backend or fails; 0 leaves it out. PFGM_FAST_CPU=0 leaves out the
+C++ backend. TORCH_CUDA_ARCH_LIST names the architectures, as everywhere with PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be built, and why. `error` stops the build."""
+
+    cpu: bool
+    cpu_reason: str
+    cuda: bool
+    cuda_reason: str
+    architectures: str = ""
+    error: str | None = None
+
+    def report(self) -> str:
+        lines = [
+            f"pfgm_fast: C++ backend: {'yes' if self.cpu else 'no'} ({self.cpu_reason})",
+            f"pfgm_fast: CUDA backend: {'yes' if self.cuda else 'no'} ({self.cuda_reason})",
+        ]
+        return "\n".join(lines)
+
+
+def plan(
+    env: Mapping[str, str],
+    torch_cuda: str | None,  # torch.version.cuda, None for a CPU build of PyTorch
+    compiler: str | None,  # path of the C++ compiler
+    cuda_home: str | None,
+    nvcc: str | None,  # release of nvcc, "13.0"; None where there is none
+    device_architectures: str = "",  # of the GPUs PyTorch sees, "9.0"
+) -> Plan:
+    """Decide what to build from what was found; no side effects."""
+    if compiler is None:
+        reason = "no C++ compiler found: install one (Debian: apt-get install g++) and reinstall pfgm-fast"
+        error = f"PFGM_FAST_CUDA=1, but {reason}" if env.get("PFGM_FAST_CUDA") == "1" else None
+        return Plan(False, reason, False, "needs the C++ compiler", error=error)
+    cpu = env.get("PFGM_FAST_CPU", "1") != "0"
+    cpu_reason = compiler if cpu else "PFGM_FAST_CPU=0"
+    missing = _missing_for_cuda(env, torch_cuda, cuda_home, nvcc)
+    if missing is None:
+        architectures = env.get("TORCH_CUDA_ARCH_LIST") or device_architectures or DEFAULT_ARCHITECTURES
+        return Plan(cpu, cpu_reason, True, f"nvcc {nvcc}, architectures {architectures}", architectures)
+    forced = env.get("PFGM_FAST_CUDA") == "1"
+    return Plan(cpu, cpu_reason, False, missing, error=f"PFGM_FAST_CUDA=1, but {missing}" if forced else None)
+
+
+def _missing_for_cuda(
+    env: Mapping[str, str], torch_cuda: str | None, cuda_home: str | None, nvcc: str | None
+) -> str | None:
+    if env.get("PFGM_FAST_CUDA") == "0":
+        return "PFGM_FAST_CUDA=0"
+    if torch_cuda is None:
+        return "this PyTorch is a CPU build; install a CUDA build of PyTorch and use --no-build-isolation"
+    if cuda_home is None or nvcc is None:
+        return f"nvcc not found; install the CUDA toolkit {torch_cuda} and set CUDA_HOME"
+    if nvcc.split(".")[0] != torch_cuda.split(".")[0]:
+        return (
+            f"nvcc is {nvcc}, PyTorch was built with CUDA {torch_cuda}: the major versions must agree; "
+            f"point CUDA_HOME to a toolkit {torch_cuda.split('.')[0]}.x or install the matching PyTorch"
+        )
+    if not any((ROOT / "csrc" / "cuda").glob("*.cu")):
+        return "this source tree holds no CUDA sources"
+    return None
+
+
+def nvcc_release(cuda_home: str | None) -> str | None:
+    """The release that `nvcc --version` names, or None."""
+    nvcc = Path(cuda_home or "") / "bin" / "nvcc"
+    if not cuda_home or not nvcc.exists():
+        return None
+    text = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found.group(1) if found else None
+
+
+def compiler_path(env: Mapping[str, str]) -> str | None:
+    return (
+        shutil.which(env.get("CXX", "").split(" ")[0] or "g++")
+        or shutil.which("c++")
+        or shutil.which("clang++")
+    )
+
+
+def _sources(folder: str, pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(pattern))
+
+
+def main() -> None:
+    from setuptools import setup
+
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        sys.exit(
+            "pfgm_fast: PyTorch is not importable in the build environment. Install PyTorch first, then\n"
+            "    pip install --no-build-isolation pfgm-fast"
+        )
+
+    cuda_home = cpp_extension.CUDA_HOME
+    seen = sorted(
+        {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
+    )
+    decided = plan(
+        os.environ,
+        torch.version.cuda,
+        compiler_path(os.environ),
+        cuda_home,
+        nvcc_release(cuda_home),
+        ";".join(seen),
+    )
+    print(decided.report(), flush=True)
+    if decided.error:
+        sys.exit(f"pfgm_fast: {decided.error}")
+
+    class Build(cpp_extension.BuildExtension):
+        """A failed compilation of what was not asked for by force leaves a working package and one clear warning."""
+
+        def build_extensions(self) -> None:
+            try:
+                super().build_extensions()
+            except Exception as error:
+                if os.environ.get("PFGM_FAST_CUDA") == "1" or os.environ.get("PFGM_FAST_CPU") == "1":
+                    raise
+                self.extensions = []
+                print(
+                    f"\nWARNING pfgm_fast: the compiled backends could not be built: {error}\n"
+                    "The package works without them (reference and Triton backends), slower on a CPU. "
+                    "PFGM_FAST_CPU=1 makes this an error.\n",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        def copy_extensions_to_source(self) -> None:
+            if self.extensions:
+                super().copy_extensions_to_source()
+
+    extensions = []
+    flags = ["-O3", "-std=c++20", STABLE_ABI, "-ffp-contract=off", "-fopenmp"]
+    if decided.cpu:
+        extensions.append(
+            cpp_extension.CppExtension(
+                "pfgm_fast._C",
+                ["csrc/build_info.cpp", *_sources("cpu", "*.cpp")],
+                extra_compile_args=flags,
+                extra_link_args=["-fopenmp"],
+            )
+        )
+    if decided.cuda:
+        os.environ["TORCH_CUDA_ARCH_LIST"] = decided.architectures
+        extensions.append(
+            cpp_extension.CUDAExtension(
+                "pfgm_fast._C_cuda",
+                _sources("cuda", "*.cu"),
+                extra_compile_args={
+                    "cxx": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"],
+                    "nvcc": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr"],
+                },
+            )
+        )
+    setup(ext_modules=extensions, cmdclass={"build_ext": Build} if extensions else {})
+
+
+if __name__ == "__main__":
+    main()

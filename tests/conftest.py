@@ -1,0 +1,25 @@
+"""Shared fixtures: where the optional data lies, and threads that do not fight with each other."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PFGM_FAST_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data and fixtures; skips with a reason where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no shared data at {SHARED} (set PFGM_FAST_SHARED)")
+    return SHARED
