@@ -13,16 +13,20 @@ from pfgm_fast.field import (
     posterior_mean,
     score,
 )
+from pfgm_fast.methods import PFGM
 from pfgm_fast.ops.dispatch import info, use_backend
+from pfgm_fast.sampling import Samples, sample
 from pfgm_fast.steps import drift, euler_step, heun_step
 
 __all__ = [
+    "PFGM",
     "ArgumentError",
     "BackendError",
     "Charges",
     "CheckpointError",
     "DataError",
     "PfgmError",
+    "Samples",
     "__version__",
     "drift",
     "euler_step",
@@ -34,6 +38,7 @@ __all__ = [
     "pfgm_target",
     "poisson_field",
     "posterior_mean",
+    "sample",
     "score",
     "use_backend",
 ]

@@ -80,13 +80,14 @@ class Charges:
         checks.same_device("labels", labels, "data", self.data)
         return labels.to(torch.int64)
 
-    def _blocks(self) -> list[slice]:
+    def blocks(self) -> list[slice]:
+        """Slices of rows that cut the charges into pieces of a few megabytes."""
         rows = max(1, _BLOCK_ELEMENTS // self.dim)
         return [slice(i, min(i + rows, len(self))) for i in range(0, len(self), rows)]
 
     def _prepare(self) -> tuple[Tensor, Tensor]:
         center = torch.zeros(self.dim, dtype=torch.float64, device=self.device)
-        for block in self._blocks():
+        for block in self.blocks():
             center += self._values(self.flat[block], torch.float64).sum(0)
         center /= len(self)
         if not bool(torch.isfinite(center).all()):
@@ -96,7 +97,7 @@ class Charges:
         # The kernels use the centre in the queries' dtype: the norms are those around the rounded centre.
         center = center.to(self.value_dtype)
         norms = torch.cat(
-            [(self._values(self.flat[b], torch.float64) - center).square().sum(1) for b in self._blocks()]
+            [(self._values(self.flat[b], torch.float64) - center).square().sum(1) for b in self.blocks()]
         )
         return center, norms
 
@@ -201,7 +202,7 @@ class Charges:
                 stop = min(start + rows, len(self))
                 mine = (self._values(self.flat[start:stop], torch.float64) - center).to(self.value_dtype)
                 best = torch.full((stop - start,), math.inf, dtype=torch.float64, device=self.device)
-                for block in self._blocks():
+                for block in self.blocks():
                     theirs = (self._values(self.flat[block], torch.float64) - center).to(self.value_dtype)
                     squares = norms[start:stop, None] + norms[block] - 2 * (mine @ theirs.T)
                     own = torch.arange(start, stop, device=self.device)[:, None]

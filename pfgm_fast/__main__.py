@@ -1,0 +1,3 @@
+from pfgm_fast.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,35 @@
+"""pfgm-fast info: what was built, found and chosen, and why not."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser("info", help="what was built, what runs where, and why not")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    import json
+
+    from pfgm_fast import info
+
+    facts = info()
+    if options.json:
+        print(json.dumps(facts, indent=2, default=str))
+        return
+    print(f"pfgm_fast {facts['version']}, torch {facts['torch']}, Python {facts['python']}")
+    print(f"GPUs: {', '.join(facts['gpus']) or 'none that PyTorch sees'}")
+    build = facts["build"]
+    print("compiled library:" + ("" if build else " none (pip install with a C++ compiler builds it)"))
+    for name, value in (build or {}).items():
+        print(f"  {name:<12} {value}")
+    print(f"backends (chosen: {facts['chosen']})")
+    for name, state in facts["backends"].items():
+        print(f"  {name:<12} {state}")
+    print("what `auto` takes")
+    for name, backend in facts["devices"].items():
+        print(f"  {name:<12} {backend}")

@@ -1,0 +1,155 @@
+"""PFGM: Poisson Flow Generative Models (Xu et al. 2022, arXiv 2209.11178), D = 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pfgm_fast import checks, steps
+from pfgm_fast.charges import Charges
+from pfgm_fast.errors import ArgumentError
+from pfgm_fast.field import pfgm_target
+from pfgm_fast.methods.base import (
+    FieldFlow,
+    Flow,
+    Hyperparameters,
+    LogTime,
+    Network,
+    log_grid,
+    poisson_prior,
+    randn,
+    unit_directions,
+)
+
+
+@dataclass(frozen=True)
+class PFGM(Hyperparameters):
+    """Hyper-parameters of PFGM; the defaults are those of CIFAR-10 (arXiv 2209.11178, appendix D).
+
+    sigma: standard deviation of ε. tau, m_exp: the perturbation grows by (1 + τ)^m, m ~ U[0, M_exp]. gamma: γ of the target.
+    z_max, z_min: where sampling starts and ends. upper_norm: the prior's largest ‖x‖. z_exp: below it v_z is substituted.
+    near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off.
+    """
+
+    name: ClassVar[str] = "pfgm"
+
+    sigma: float = 0.01
+    tau: float = 0.03
+    m_exp: int = 291
+    gamma: float = 5.0
+    z_max: float = 40.0
+    z_min: float = 1e-3
+    upper_norm: float = 3000.0
+    z_exp: float = 5.0
+    near: float = 0.005
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "tau", "m_exp", "gamma", "z_max", "z_min", "upper_norm"):
+            checks.positive(name, getattr(self, name))
+        for name in ("z_exp", "near"):
+            checks.nonnegative(name, getattr(self, name))
+        if self.z_min >= self.z_max:
+            raise ArgumentError(f"z_min must be < z_max; got {self.z_min} and {self.z_max}")
+
+    @classmethod
+    def from_data(cls, charges: Charges, sigma: float = 0.01, tau: float = 0.03, **given: Any) -> PFGM:
+        """The paper's rules for other data (arXiv 2209.11178, appendix B.1.1 and B.3), from the largest ‖y‖ of the charges:
+
+        M_exp = ⌊¾ ln(‖y‖²/(2√N σ²))/ln(1 + τ)⌋ + 1, z_max = √(2/π) σ (1 + τ)^M_exp, upper_norm = √N σ (1 + τ)^M_exp.
+        Whatever is `given` stands.
+        """
+        largest = max(float(charges.values(i).flatten(1).norm(dim=1).max()) for i in charges.blocks())
+        m_exp = given.pop("m_exp", None) or cls.m_exp_rule(largest, charges.dim, sigma, tau)
+        spread = sigma * (1 + tau) ** m_exp
+        given.setdefault("z_max", math.sqrt(2 / math.pi) * spread)
+        given.setdefault("upper_norm", max(2.0, math.sqrt(charges.dim) * spread))
+        return cls(sigma=sigma, tau=tau, m_exp=m_exp, **given)
+
+    @staticmethod
+    def m_exp_rule(largest_norm: float, dim: int, sigma: float, tau: float) -> int:
+        ratio = largest_norm**2 / (2 * math.sqrt(dim) * sigma**2)
+        if ratio <= 1:
+            raise ArgumentError(
+                f"the data's largest norm {largest_norm:.3g} does not exceed the noise sigma {sigma}: "
+                "give m_exp, or a smaller sigma"
+            )
+        return math.floor(0.75 * math.log(ratio) / math.log(1 + tau)) + 1
+
+    def perturb(
+        self,
+        images: Tensor,  # (B, *shape)
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x = y + ‖ε_x‖(1 + τ)^m u (B, *shape), z = |ε_z|(1 + τ)^m (B,): algorithm 2 of the paper."""
+        images = checks.batch("images", images)
+        flat = checks.flat(images)
+        batch, dim = flat.shape
+        m = self.m_exp * torch.rand(batch, device=flat.device, dtype=flat.dtype, generator=generator)
+        depth = self.sigma * randn(batch, like=flat, generator=generator).abs()
+        m = torch.where(depth < self.near, 0.7 * m, m)
+        growth = (1 + self.tau) ** m
+        radius = self.sigma * randn(batch, dim, like=flat, generator=generator).norm(dim=1) * growth
+        direction = unit_directions((batch, dim), flat.device, flat.dtype, generator)
+        tiny = torch.finfo(flat.dtype).tiny
+        return (flat + radius[:, None] * direction).view(images.shape), (depth * growth).clamp(min=tiny)
+
+    def loss(
+        self,
+        net: Network,
+        images: Tensor,
+        index: Tensor,
+        charges: Charges,
+        generator: torch.Generator | None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Mean squared error of the N + 1 components of v against the target over all charges (B,): algorithm 1.
+
+        images (B, *shape) are the charges at index (B,), which serves the field as its hint. Unlike the paper's mini-batch,
+        `charges` may be the whole data set.
+        """
+        with torch.no_grad():
+            x, z = self.perturb(images, generator)
+            source = index if charges.neighbor_distance is not None else None
+            target, target_z = pfgm_target(x, z, charges, self.gamma, source=source, labels=labels)
+        vx, vz = net(x, z, labels) if labels is not None else net(x, z)
+        squares = (vx.float() - target).square().flatten(1).sum(1) + (vz.float() - target_z).square()
+        return squares / (charges.dim + 1)
+
+    def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
+        """x (B, *shape) on z = z_max; `where`: device, dtype, generator. PFGM appendix B.3: ‖x‖ within [1, upper_norm]."""
+        return poisson_prior(shape, self.z_max, 1.0, (1.0, max(1.0, self.upper_norm)), **where)
+
+    def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
+        """The backward ODE dx/dz = v_x/v_z (eq. 6) of a network, or of the true field where net is Charges."""
+        if isinstance(net, Charges):
+            return FieldFlow(net, 1.0, self.z_max, self.z_min, labels)
+        return PFGMFlow(self, net, labels)
+
+
+class PFGMFlow(LogTime):
+    """dx/dz = v_x/v_z of a network, stepped by the fused kernels; the adaptive solver's clock is log z (appendix B.2.2)."""
+
+    def __init__(self, method: PFGM, net: Network, labels: Tensor | None) -> None:
+        self.method, self.net, self.labels = method, net, labels
+        self.constants = method.gamma, method.z_exp
+
+    def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        z = torch.full((len(x),), t, device=x.device, dtype=x.dtype)
+        return self.net(x, z) if self.labels is None else self.net(x, z, self.labels)
+
+    def derivative(self, x: Tensor, value: tuple[Tensor, Tensor], t: float) -> Tensor:
+        return steps.drift(*value, t, *self.constants).to(x.dtype)
+
+    def euler(self, x: Tensor, value: tuple[Tensor, Tensor], t: float, t_next: float) -> Tensor:
+        return steps.euler_step(x, *value, t, t_next, *self.constants)
+
+    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
+        (vx, vz), (vx_next, vz_next) = value, value_next
+        return steps.heun_step(x, vx, vz, vx_next, vz_next, t, t_next, *self.constants)
+
+    def grid(self, steps: int) -> list[float]:
+        return log_grid(self.method.z_max, self.method.z_min, steps)

@@ -1,0 +1,118 @@
+"""Pictures: grids of images, trajectories, loss curves. Matplotlib draws, Pillow writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from pfgm_fast.training.files import beside
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """(M, C, H, W) in [−1, 1] → (M, H, W, 3) uint8; values outside are clipped."""
+    scaled = ((images.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
+    array = scaled.to(dtype=scaled.dtype).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.repeat(array, 3, axis=3) if array.shape[3] == 1 else array[..., :3]
+
+
+def image_grid(
+    images: Tensor, columns: int | None = None, zoom: int | None = None, gap: int = 1
+) -> np.ndarray:
+    """(M, C, H, W) in [−1, 1] → one picture (H', W', 3) uint8, row by row; zoom defaults to tiles of at least 32 pixels."""
+    tiles = to_bytes(images)
+    count, height, width, _ = tiles.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    zoom = zoom or max(1, 32 // height)
+    tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    rows = math.ceil(count / columns)
+    picture = np.full(
+        (rows * (height * zoom + gap) + gap, columns * (width * zoom + gap) + gap, 3), 40, np.uint8
+    )
+    for i, tile in enumerate(tiles):
+        top = gap + (i // columns) * (height * zoom + gap)
+        left = gap + (i % columns) * (width * zoom + gap)
+        picture[top : top + height * zoom, left : left + width * zoom] = tile
+    return picture
+
+
+def save_image(picture: np.ndarray, path: str | Path) -> None:
+    """(H, W, 3) uint8 → a PNG, whole or not there."""
+    with beside(Path(path)) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
+
+
+def _figure(**options: Any) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(**options)
+
+
+def _finish(figure: Any, path: str | Path) -> None:
+    import matplotlib.pyplot as plt
+
+    with beside(Path(path)) as partial:
+        figure.savefig(partial, format="png", dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, columns: int = 8) -> None:
+    """Grids side by side, each under its title: (title, images (M, C, H, W))."""
+    figure, axes = _figure(ncols=len(panels), figsize=(4.2 * len(panels), 4.6 * 1.0), squeeze=False)
+    for axis, (title, images) in zip(axes[0], panels, strict=True):
+        axis.imshow(image_grid(images, columns))
+        axis.set_title(title, fontsize=10)
+        axis.axis("off")
+    _finish(figure, path)
+
+
+def loss_curve(steps: Sequence[float], losses: Sequence[float], path: str | Path) -> None:
+    figure, axes = _figure(figsize=(5, 3.2))
+    axes.plot(steps, losses)
+    axes.set(xlabel="update", ylabel="loss", yscale="log")
+    axes.grid(alpha=0.3)
+    _finish(figure, path)
+
+
+def trajectories(path_taken: Sequence[tuple[float, Tensor]], data: Tensor, path: str | Path) -> None:
+    """From the prior to the data: above, ‖x‖ against z and the projection on two principal axes of the data (M, *shape); below, a few
+    samples on their way, each image scaled to its own range."""
+    import torch
+
+    flat = data.flatten(1).float()
+    center = flat.mean(0)
+    _, _, axes_ = torch.linalg.svd(flat - center, full_matrices=False)
+    times = [t for t, _ in path_taken]
+    states = torch.stack([x.flatten(1).cpu() for _, x in path_taken])
+    figure, axes = _figure(nrows=1, ncols=3, figsize=(14, 4))
+    axes[0].plot(times, states.norm(dim=2)[:, :64].numpy(), lw=0.6, alpha=0.6)
+    axes[0].set(xscale="log", yscale="log", xlabel="z", ylabel="‖x‖", title="from the prior to the data")
+    axes[0].invert_xaxis()
+    plane = (flat - center) @ axes_[:2].T
+    walk = (states - center) @ axes_[:2].T
+    near = [i for i, t in enumerate(times) if t <= max(times[-1], 2.0)]
+    axes[1].scatter(*plane.T.numpy(), s=3, color="0.75", label="data")
+    for k in range(min(48, walk.shape[1])):
+        axes[1].plot(*walk[near, k].T.numpy(), lw=0.5, alpha=0.7)
+    axes[1].scatter(*walk[-1].T.numpy(), s=6, color="k", label="samples", zorder=3)
+    axes[1].set(title="z ≤ 2, on two principal axes of the data")
+    axes[1].legend(fontsize=8)
+    shown = [round(i * (len(times) - 1) / 9) for i in range(10)]
+    rows = []
+    for k in range(min(8, states.shape[1])):
+        for i in shown:
+            image = path_taken[i][1][k].cpu()
+            largest = float(image.abs().max())
+            rows.append(image / largest if largest > 1.2 else image)
+    axes[2].imshow(image_grid(torch.stack(rows), columns=10))
+    axes[2].set_title("z = " + ", ".join(f"{times[i]:.2g}" for i in shown), fontsize=7)
+    axes[2].axis("off")
+    _finish(figure, path)

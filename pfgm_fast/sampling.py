@@ -1,0 +1,124 @@
+"""sample(): a method's flow, a solver, and a network or the true field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pfgm_fast import checks
+from pfgm_fast.charges import Charges
+from pfgm_fast.errors import ArgumentError
+from pfgm_fast.methods import PFGM, Method
+from pfgm_fast.methods.base import Network
+from pfgm_fast.solvers import solver as find_solver
+
+
+@dataclass(frozen=True)
+class Samples:
+    """x (B, *shape): the samples. nfe: evaluations of the network. path: [(t, x), …] where it was asked for."""
+
+    x: Tensor
+    nfe: int
+    path: list[tuple[float, Tensor]] = field(default_factory=list, repr=False)
+
+
+class _Counted:
+    """Counts the evaluations of a network, and passes everything through."""
+
+    def __init__(self, net: Network) -> None:
+        self.net, self.count = net, 0
+
+    def __call__(self, *args: Any) -> Any:
+        self.count += 1
+        return self.net(*args)
+
+
+def _device_of(net: Any) -> torch.device:
+    if isinstance(net, Charges):
+        return net.device
+    parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device("cpu"))
+
+
+def sample(
+    net: Network | Charges,
+    shape: tuple[int, ...],  # (B, *shape)
+    solver: str = "euler",
+    steps: int = 100,
+    z_max: float | None = None,
+    z_min: float | None = None,
+    x0: Tensor | None = None,  # (B, *shape)
+    generator: torch.Generator | None = None,
+    *,
+    method: Method | None = None,
+    labels: Tensor | None = None,  # (B,)
+    record: bool = False,
+    progress: bool = False,
+    **options: Any,
+) -> Samples:
+    """Draw samples by integrating the method's ODE from its prior to the data.
+
+    net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`, or Charges: the true field, no network (then one
+        evaluation is one field). A module is put in evaluation mode meanwhile.
+    solver: "euler" (steps evaluations), "heun" (2 steps − 1), "rk45" (adaptive; `rtol`, `atol` as options), and what else
+        `solvers.SOLVERS` lists. steps: ≥ 1, log-spaced in z for PFGM.
+    z_max, z_min: where the ODE starts and ends; None: the method's (PFGM: 40 and 1e-3).
+    x0: the start instead of a draw from the prior. generator: for the prior (and the noise of a stochastic solver).
+    method: hyper-parameters, default PFGM(). labels: (B,) classes. record: keep the path. progress: a tqdm bar.
+
+    Raises: ArgumentError for bad shapes, steps, solver, z_min ≥ z_max; samples that are not finite are returned as such.
+    """
+    method = _with_ends(method or PFGM(), z_max, z_min)
+    solve = find_solver(solver)
+    if not callable(net) and not isinstance(net, Charges):
+        raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
+    shape = tuple(shape)
+    x = x0 if x0 is not None else method.prior(shape, device=_device_of(net), generator=generator)
+    x = checks.batch("x0", x)
+    if tuple(x.shape) != shape:
+        raise ArgumentError(f"x0 must have shape {shape}; got {tuple(x.shape)}")
+    if labels is not None:
+        labels = checks.index("labels", labels, x)
+    counted = _Counted(net) if not isinstance(net, Charges) else None
+    flow = method.flow(net if counted is None else counted, labels)
+    if counted is None:
+        counted = _Counted(flow.evaluate)
+        flow.evaluate = counted  # type: ignore[method-assign]
+    times = flow.grid(steps)
+    path = [(times[0], x.clone())] if record else []
+    training = isinstance(net, nn.Module) and net.training
+    if isinstance(net, nn.Module):
+        net.eval()
+    if solver in STOCHASTIC:
+        options["generator"] = generator
+    try:
+        with torch.no_grad(), tqdm(total=None if solver == "rk45" else steps, disable=not progress) as bar:
+
+            def on_step(x: Tensor, t: float) -> None:
+                bar.update()
+                bar.set_postfix(t=f"{t:.3g}", nfe=counted.count, refresh=False)
+                if record:
+                    path.append((t, x.clone()))
+
+            x = solve(flow, x, times, on_step, **options)
+    finally:
+        if isinstance(net, nn.Module):
+            net.train(training)
+    return Samples(x, counted.count, path)
+
+
+STOCHASTIC: frozenset[str] = frozenset()
+"""Solvers that draw noise and take the generator."""
+
+
+def _with_ends(method: Method, z_max: float | None, z_min: float | None) -> Any:
+    ends = {k: v for k, v in (("z_max", z_max), ("z_min", z_min)) if v is not None}
+    if not ends:
+        return method
+    if not hasattr(method, "z_max"):
+        raise ArgumentError(f"z_max and z_min do not belong to the method {method.name!r}")
+    return replace(method, **ends)  # type: ignore[type-var]
