@@ -1,0 +1,181 @@
+// The device layer: what a kernel may use. Under nvcc it is CUDA; under a host compiler it is host/emulator.h, where every
+// thread of a block really runs, so that the same kernel source can be executed on a machine without a GPU.
+//
+// Kernels live in .cuh headers, take raw pointers, and use only the names below besides plain arithmetic, threadIdx,
+// blockIdx, blockDim, gridDim, __syncthreads and the __shfl/__ballot intrinsics. Shared memory is one struct a kernel,
+// `Shared`, always dynamic: `launch` is told its size, and the emulator poisons it before each block.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#if defined(__CUDACC__)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#else
+#include "host/emulator.h"
+#endif
+
+namespace pfgm {
+
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kWarp = 32;
+
+// ---- launching ---------------------------------------------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+using Stream = cudaStream_t;
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string("pfgm_fast CUDA: ") + what + ": " + cudaGetErrorString(status));
+}
+
+/// Run `kernel` on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Never synchronises.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("pfgm_fast CUDA: the call needs more than 2^31 blocks");
+  if (shared > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "shared memory");
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  check(cudaGetLastError(), "launch");
+}
+
+/// Streaming multiprocessors of the current device.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "current device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
+  return count;
+}
+#else
+using Stream = void*;
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
+  emulate::run(blocks, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
+}
+
+inline int multiprocessors() { return emulate::kMultiprocessors; }
+#endif
+
+/// The block's dynamic shared memory, as the struct that the launch was sized for.
+template <class Shared>
+__device__ __forceinline__ Shared& shared_memory() {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(128) unsigned char pfgm_dynamic_shared_memory[];
+  return *reinterpret_cast<Shared*>(pfgm_dynamic_shared_memory);
+#else
+  return *reinterpret_cast<Shared*>(emulate::shared(sizeof(Shared)));
+#endif
+}
+
+template <class Integer>
+__host__ __device__ constexpr Integer ceil_div(Integer a, Integer b) {
+  return (a + b - 1) / b;
+}
+
+// ---- number types ------------------------------------------------------------------------------------------------------
+
+#if defined(__CUDACC__)
+using BFloat16 = __nv_bfloat16;
+using Half = __half;
+__device__ __forceinline__ float widen(BFloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float widen(Half value) { return __half2float(value); }
+#else
+using BFloat16 = emulate::BFloat16;
+using Half = emulate::Half;
+inline float widen(BFloat16 value) { return emulate::to_float(value); }
+inline float widen(Half value) { return emulate::to_float(value); }
+#endif
+__device__ __forceinline__ float widen(float value) { return value; }
+__device__ __forceinline__ double widen(double value) { return value; }
+
+/// `kCount` values that are moved with one instruction where their size allows it.
+template <class T, int kCount>
+struct alignas(sizeof(T) * kCount <= 16 ? sizeof(T) * kCount : 16) Vector {
+  T at[kCount];
+};
+
+template <class T, int kCount>
+__device__ __forceinline__ Vector<T, kCount> load(const T* from) {
+  return *reinterpret_cast<const Vector<T, kCount>*>(from);
+}
+
+/// Without contraction to a fused multiply-add, as PyTorch rounds `byte / divisor + offset`.
+__device__ __forceinline__ float decode(uint8_t byte, float divisor, float offset) {
+#if defined(__CUDACC__)
+  return __fadd_rn(__fdiv_rn(static_cast<float>(byte), divisor), offset);
+#else
+  return static_cast<float>(byte) / divisor + offset;
+#endif
+}
+__device__ __forceinline__ double decode(uint8_t byte, double divisor, double offset) {
+#if defined(__CUDACC__)
+  return __dadd_rn(__ddiv_rn(static_cast<double>(byte), divisor), offset);
+#else
+  return static_cast<double>(byte) / divisor + offset;
+#endif
+}
+template <class T>
+__device__ __forceinline__ T decode(T value, T, T) {
+  return value;
+}
+
+// ---- reductions --------------------------------------------------------------------------------------------------------
+
+/// The reduction of all lanes' values, in every lane; the order of operations is fixed.
+template <class T, class Operation>
+__device__ __forceinline__ T warp_reduce(T value, Operation operation) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = operation(value, __shfl_xor_sync(kAllLanes, value, offset));
+  return value;
+}
+
+/// The reduction of all threads' values, in every thread. `slots` holds one value a warp; it may be reused at once.
+template <int kThreads, class T, class Operation>
+__device__ __forceinline__ T block_reduce(T value, Operation operation, T* slots) {
+  static_assert(kThreads % kWarp == 0);
+  value = warp_reduce(value, operation);
+  if (threadIdx.x % kWarp == 0) slots[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  T total = slots[0];
+  for (int warp = 1; warp < kThreads / kWarp; ++warp) total = operation(total, slots[warp]);
+  __syncthreads();
+  return total;
+}
+
+struct Sum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return a + b;
+  }
+};
+struct Maximum {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return b > a ? b : a;
+  }
+};
+
+/// A running sum of T: float carries its rounding errors in a second float (Knuth's exact addition), double does not need it.
+template <class T>
+struct LongSum {
+  T high = 0, low = 0;
+  __device__ __forceinline__ void add(T value) {
+    if constexpr (sizeof(T) == 4) {
+      const T sum = high + value, virtual_value = sum - high;
+      low += (high - (sum - virtual_value)) + (value - virtual_value);
+      high = sum;
+    } else {
+      high += value;
+    }
+  }
+  __device__ __forceinline__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
+};
+
+}  // namespace pfgm

@@ -1,0 +1,56 @@
+// From the steps' tensors to launch_rows: dtypes become template arguments here, once for all four operators.
+#pragma once
+
+#include "kernels/rows.cuh"
+#include "tensors.h"
+
+namespace pfgm {
+
+inline PerRow per_row(const Tensor& tensor) {
+  PerRow::Type type = PerRow::Type::kFloat;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: break;
+    case ScalarType::Double: type = PerRow::Type::kDouble; break;
+    case ScalarType::BFloat16: type = PerRow::Type::kBFloat16; break;
+    case ScalarType::Half: type = PerRow::Type::kHalf; break;
+    default: require(false, "v_z and z must be float32, float64, bfloat16 or float16");
+  }
+  require(tensor.is_contiguous() && tensor.dim() <= 1, "v_z and z must be contiguous, of shape () or (B,)");
+  return {tensor.const_data_ptr(), type, tensor.dim() == 1 && tensor.sizes()[0] > 1 ? 1 : 0};
+}
+
+/// Calls `rule(T{})` for the rule, then launches it for x's dtype T and v's dtype V. `x` and `second` may be null.
+template <class T, class MakeRule>
+void run_rows_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
+  Scratch scratch(v);
+  const auto go = [&]<class V>(V) {
+    const RowCall<T, V> call{x ? static_cast<const T*>(x->const_data_ptr()) : nullptr,
+                             static_cast<const V*>(v.const_data_ptr()),
+                             second ? static_cast<const V*>(second->const_data_ptr()) : nullptr,
+                             static_cast<T*>(out.mutable_data_ptr()), v.sizes()[0], v.sizes()[1]};
+    launch_rows(make(T{}), call, current_stream(v), [&](int64_t count) { return scratch.take<T>(count); });
+  };
+  switch (v.scalar_type()) {
+    case ScalarType::Float: return go(float{});
+    case ScalarType::Double: return go(double{});
+    case ScalarType::BFloat16: return go(BFloat16{});
+    case ScalarType::Half: return go(Half{});
+    default: require(false, "v_x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+template <class MakeRule>
+void run_rows(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
+  require_matrix(v, "v_x must be (B, N) and contiguous");
+  require_matrix(out, "the result must be (B, N) and contiguous");
+  require(out.sizes() == v.sizes() && (!x || x->sizes() == v.sizes()), "x, v_x and the result must have one shape");
+  require(!x || (x->is_contiguous() && x->scalar_type() == out.scalar_type()), "x must be contiguous and of the result's dtype");
+  require(!second || (second->is_contiguous() && second->sizes() == v.sizes() && second->scalar_type() == v.scalar_type()),
+          "v_x at z' must have v_x's shape and dtype, and be contiguous");
+  const DeviceGuard guard(v.get_device_index());
+  if (out.scalar_type() == ScalarType::Double) run_rows_as<double>(make, x, v, second, out);
+  else if (out.scalar_type() == ScalarType::Float) run_rows_as<float>(make, x, v, second, out);
+  else require(false, "x must be float32 or float64");
+}
+
+}  // namespace pfgm

@@ -1,0 +1,101 @@
+"""Compiles csrc/cuda for tests: for GPUs with nvcc, and for the host with g++ over the emulator (csrc/cuda/host).
+
+Results are kept under build/, named by the content of what they were made of, so that a second run compiles nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "csrc" / "cuda"
+CACHE = ROOT / "build" / "tests"
+TORCH = Path(torch.__file__).resolve().parent
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+HOST_FLAGS = (
+    *("-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", STABLE_ABI),
+    *("-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
+    *("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all"),
+    *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+)
+NVCC_FLAGS = ("-std=c++20", "-O3", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-Wall")
+
+
+def cuda_sources() -> list[Path]:
+    return sorted(SOURCES.glob("*.cu"))
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler, or None."""
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
+
+
+def _key(*parts: object) -> str:
+    """A name for what is compiled: every file under csrc/cuda that a source might include, and the command."""
+    digest = hashlib.sha256(repr((parts, torch.__version__)).encode())
+    for path in sorted(SOURCES.rglob("*")):
+        if path.suffix in (".h", ".cuh"):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout + done.stderr
+
+
+def host_object(source: Path) -> Path:
+    includes = [f"-isystem{TORCH / 'include'}"]
+    target = CACHE / "host" / f"{source.stem}-{_key(source.read_bytes(), HOST_FLAGS)}.o"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}.part")
+        _run(["g++", *HOST_FLAGS, *includes, "-c", str(source), "-o", str(part)])
+        part.rename(target)
+    return target
+
+
+def host_library() -> Path:
+    """The CUDA backend compiled for the host: its operators, in the namespace pfgm_fast_cuda, serve CPU tensors."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(host_object, cuda_sources()))
+    target = CACHE / "host" / f"pfgm_cuda_host-{_key([path.name for path in objects])}.so"
+    if not target.exists():
+        library = TORCH / "lib"
+        part = target.with_suffix(f".{os.getpid()}.part")
+        link = [f"-L{library}", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{library}"]
+        _run(["g++", "-shared", "-fsanitize=undefined", *map(str, objects), *link, "-o", str(part)])
+        part.rename(target)
+    return target
+
+
+def resources(source: Path, architecture: str) -> str:
+    """What ptxas says of every kernel in one source (registers, spills, shared memory), compiled for one architecture."""
+    compiler = nvcc()
+    assert compiler is not None
+    target = (
+        CACHE / "cuda" / f"{source.stem}-{architecture}-{_key(source.read_bytes(), NVCC_FLAGS, compiler)}.log"
+    )
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        report = _run(
+            [
+                *(compiler, *NVCC_FLAGS, "-isystem", str(TORCH / "include"), code),
+                *("-Xptxas=-v", "-cubin", "-o", os.devnull, str(source)),
+            ]
+        )
+        part = target.with_suffix(f".{os.getpid()}.part")
+        part.write_text(report)
+        part.rename(target)
+    return target.read_text()
