@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> None:
     print(
         f"B = {len(x)}, M = {len(charges)}, N = {charges.dim} on {where}, {torch.get_num_threads()} threads\n"
     )
-    for line in field_table(x, z, charges, options.rounds) + ["", *step_table(x, options.rounds)]:
+    for line in [*field_table(x, z, charges, options.rounds), "", *step_table(x, options.rounds)]:
         print(line)
 
 

@@ -45,6 +45,11 @@ class Flow(Protocol):
         """t of s, the inverse of `clock`."""
         ...
 
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Times at which the derivative jumps; an adaptive solver begins anew there instead of groping."""
+        ...
+
 
 class Method(Protocol):
     """Hyper-parameters of one way to train and to sample; a frozen dataclass with `to_dict`."""
@@ -79,6 +84,8 @@ class Hyperparameters:
 
 class LogTime:
     """The clock of a flow whose time runs over decades: s = log t."""
+
+    jumps: tuple[float, ...] = ()
 
     def clock(self, t: float) -> tuple[float, float]:
         return math.log(t), t

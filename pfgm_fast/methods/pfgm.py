@@ -57,24 +57,24 @@ class PFGM(Hyperparameters):
 
     @classmethod
     def from_data(cls, charges: Charges, sigma: float = 0.01, tau: float = 0.03, **given: Any) -> PFGM:
-        """The paper's rules for other data (arXiv 2209.11178, appendix B.1.1 and B.3), from the largest ‖y‖ of the charges:
+        """The paper's rules for other data (arXiv 2209.11178, appendix B.1.1 and B.2.1), with ‖y‖² the mean over the charges:
 
         M_exp = ⌊¾ ln(‖y‖²/(2√N σ²))/ln(1 + τ)⌋ + 1, z_max = √(2/π) σ (1 + τ)^M_exp, upper_norm = √N σ (1 + τ)^M_exp.
         Whatever is `given` stands.
         """
-        largest = max(float(charges.values(i).flatten(1).norm(dim=1).max()) for i in charges.blocks())
-        m_exp = given.pop("m_exp", None) or cls.m_exp_rule(largest, charges.dim, sigma, tau)
+        squares = sum(float(charges.values(i, torch.float64).square().sum()) for i in charges.blocks())
+        m_exp = given.pop("m_exp", None) or cls.m_exp_rule(squares / len(charges), charges.dim, sigma, tau)
         spread = sigma * (1 + tau) ** m_exp
         given.setdefault("z_max", math.sqrt(2 / math.pi) * spread)
         given.setdefault("upper_norm", max(2.0, math.sqrt(charges.dim) * spread))
         return cls(sigma=sigma, tau=tau, m_exp=m_exp, **given)
 
     @staticmethod
-    def m_exp_rule(largest_norm: float, dim: int, sigma: float, tau: float) -> int:
-        ratio = largest_norm**2 / (2 * math.sqrt(dim) * sigma**2)
+    def m_exp_rule(mean_square: float, dim: int, sigma: float, tau: float) -> int:
+        ratio = mean_square / (2 * math.sqrt(dim) * sigma**2)
         if ratio <= 1:
             raise ArgumentError(
-                f"the data's largest norm {largest_norm:.3g} does not exceed the noise sigma {sigma}: "
+                f"the data's norms (mean square {mean_square:.3g}) do not exceed the noise, sigma = {sigma}: "
                 "give m_exp, or a smaller sigma"
             )
         return math.floor(0.75 * math.log(ratio) / math.log(1 + tau)) + 1
@@ -136,6 +136,7 @@ class PFGMFlow(LogTime):
     def __init__(self, method: PFGM, net: Network, labels: Tensor | None) -> None:
         self.method, self.net, self.labels = method, net, labels
         self.constants = method.gamma, method.z_exp
+        self.jumps = (method.z_exp,) if method.z_min < method.z_exp < method.z_max else ()
 
     def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         z = torch.full((len(x),), t, device=x.device, dtype=x.dtype)

@@ -1,0 +1,1 @@
+"""Other people's checkpoints and function names, over this package's kernels."""
