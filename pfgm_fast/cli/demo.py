@@ -10,7 +10,6 @@ from typing import Any
 from pfgm_fast.cli.options import positive
 
 GRID = 64
-QUALITY_SAMPLES = 512
 
 
 def add(commands: Any) -> None:
@@ -24,6 +23,7 @@ def add(commands: Any) -> None:
         "--out", type=Path, default=Path("out/demo"), help="folder of the results (default out/demo)"
     )
     command.add_argument("--steps", type=positive, help="training updates (default: the preset's)")
+    command.add_argument("--samples", type=positive, default=512, help="drawn with each solver (default 512)")
     command.set_defaults(run=run)
 
 
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         "# Demo: handwritten digits",
         f"\n{config.train.steps} updates of {config.train.batch} in {trained:.0f} s, "
         f"{config.train.steps * config.train.batch / trained:.0f} images/s.\n",
-        *_quality(trainer, options.out),
+        *_quality(trainer, options.out, options.samples),
         "",
         *_speed(trainer),
     ]
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"pictures and report in {options.out}/: samples.png, trajectories.png, loss.png, report.md")
 
 
-def _quality(trainer: Any, out: Path) -> list[str]:
+def _quality(trainer: Any, out: Path, count: int) -> list[str]:
     """Sample with three solvers; pictures, and lines of a Markdown table."""
     import torch
 
@@ -73,7 +73,7 @@ def _quality(trainer: Any, out: Path) -> list[str]:
     real = trainer.charges.values()
     net, method = trainer.ema_network(), trainer.method
     lines = [
-        f"| solver | evaluations a sample | samples/s | energy distance, {QUALITY_SAMPLES} samples | distance to the nearest digit |",
+        f"| solver | evaluations a sample | samples/s | energy distance, {count} samples | distance to the nearest digit |",
         "|---|---|---|---|---|",
     ]
     panels = []
@@ -82,7 +82,7 @@ def _quality(trainer: Any, out: Path) -> list[str]:
         began = time.perf_counter()
         drawn = sample(
             net,
-            (QUALITY_SAMPLES, *real.shape[1:]),
+            (count, *real.shape[1:]),
             solver,
             steps,
             generator=generator,
@@ -93,11 +93,11 @@ def _quality(trainer: Any, out: Path) -> list[str]:
         near = nearest_neighbors(drawn.x, real)
         name = f"{solver}, {steps} steps" if solver != "rk45" else "rk45, adaptive"
         lines.append(
-            f"| {name} | {drawn.nfe} | {QUALITY_SAMPLES / seconds:.0f} | {energy_distance(drawn.x, real):.4f} "
+            f"| {name} | {drawn.nfe} | {count / seconds:.0f} | {energy_distance(drawn.x, real):.4f} "
             f"| {near.ratio:.2f} of a digit's own |"
         )
         panels.append((f"{name} ({drawn.nfe} evaluations)", drawn.x[:GRID]))
-    floor = energy_distance(real[torch.randperm(len(real))[:QUALITY_SAMPLES]], real)
+    floor = energy_distance(real[torch.randperm(len(real))[:count]], real)
     lines.append(f"| real digits instead of samples | | | {floor:.4f} | |")
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(2))[:GRID]
     plots.compare_grids([("real digits", real[order]), *panels], out / "samples.png")

@@ -1,0 +1,134 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pfgm_fast.cli import COMMANDS, main, parser
+from pfgm_fast.cli.options import assignments, merged
+from pfgm_fast.presets import PRESETS
+
+TINY = [
+    "--steps",
+    "3",
+    "--set",
+    "network.width=8",
+    "--set",
+    "network.blocks=1",
+    "--set",
+    "train.batch=8",
+    "--set",
+    "train.checkpoint_every=2",
+]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    assert main(["train", "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+def test_help_names_every_command_and_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], *([c.__name__.rsplit(".", 1)[1]] for c in COMMANDS)):
+        with pytest.raises(SystemExit) as caught:
+            parser().parse_args([*arguments, "--help"])
+        assert caught.value.code == 0
+    said = capsys.readouterr().out
+    for name in ("demo", "train", "sample", "evaluate", "bench", "info"):
+        assert name in said
+
+
+def test_python_m() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pfgm_fast", "info", "--json"], capture_output=True, text=True, check=True
+    )
+    facts = json.loads(done.stdout)
+    assert set(facts["backends"]) == {"reference", "cpu", "triton", "cuda"}
+    assert facts["backends"]["reference"] == "ok"
+
+
+def test_train_goes_on_where_it_stopped(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--out", str(run_folder), "--steps", "4"]) == 0
+    assert "going on from step 3 of 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_sample_writes_pictures_and_bytes(run_folder: Path, tmp_path: Path, solver: str) -> None:
+    common = ["sample", str(run_folder), "--count", "5", "--steps", "2", "--solver", solver, "--batch", "3"]
+    assert main([*common, "--out", str(tmp_path / "x.png")]) == 0
+    assert Image.open(tmp_path / "x.png").size[0] > 60
+    assert main([*common, "--out", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["images"].shape == (5, 1, 8, 8)
+
+
+def test_evaluate(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "figures.json"
+    assert main(["evaluate", str(run_folder), "--count", "32", "--steps", "2", "--json", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["energy_distance"] > 0
+    assert figures["evaluations"] == 2
+    assert "energy_distance" in capsys.readouterr().out
+
+
+def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--batch", "4", "--charges", "30", "--dim", "12", "--rounds", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "the authors' broadcast formula" in said
+    assert "pfgm_fast.euler_step" in said
+
+
+@pytest.mark.slow
+def test_demo_in_short(tmp_path: Path) -> None:
+    assert main(["demo", "--out", str(tmp_path), "--steps", "2", "--samples", "64"]) == 0
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"samples.png", "trajectories.png", "neighbors.png", "loss.png", "report.md"} <= names
+    assert "energy distance" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sample", "/nowhere"], "is not a run of pfgm_fast"),
+        (["train", "--out", "{tmp}", "--data", "/nowhere"], "no data at"),
+        (["train", "--out", "{tmp}", "--set", "train.colour=1"], "unknown setting 'colour'"),
+        (["train", "--out", "{tmp}", "--set", "nonsense"], "--set takes name=value"),
+        (
+            ["train", "--out", "{tmp}", "--preset", "mnist", "--data", "digits"],
+            "the network is for images of 1×28×28",
+        ),
+        (["train", "--out", "{tmp}", "--device", "cuda:x"], "--device cuda:x"),
+        (["sample", "{run}", "--out", "x.gif"], "--out must end in .png or .npz"),
+        (["sample", "{run}", "--label", "3"], "--label must be in"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], message: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [a.format(tmp=tmp_path / "new", run=run_folder) for a in arguments]
+    assert main(filled) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.startswith(f"pfgm-fast {arguments[0]}: ")
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_settings_are_merged() -> None:
+    assert assignments(["a.b=1", "a.c=x", "d=[1, 2]"]) == {"a": {"b": 1, "c": "x"}, "d": [1, 2]}
+    assert merged({"a": {"b": 0, "e": 5}, "m": None}, {"a": {"b": 1}, "m": {"k": 2}}) == {
+        "a": {"b": 1, "e": 5},
+        "m": {"k": 2},
+    }
+
+
+def test_presets_are_the_papers() -> None:
+    assert PRESETS["cifar10"].method["z_max"] == 40.0
+    assert PRESETS["cifar10"].network.multipliers == (1, 2, 2, 2)
+    assert {"digits", "mnist", "cifar10", "celeba64", "lsun256"} <= set(PRESETS)
