@@ -14,6 +14,7 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import PFGM, Method
 from pfgm_fast.methods.base import Network
+from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
 
@@ -64,8 +65,9 @@ def sample(
 
     net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`, or Charges: the true field, no network (then one
         evaluation is one field). A module is put in evaluation mode meanwhile.
-    solver: "euler" (steps evaluations), "heun" (2 steps − 1), "rk45" (adaptive; `rtol`, `atol` as options), and what else
-        `solvers.SOLVERS` lists. steps: ≥ 1, log-spaced in z for PFGM.
+    solver: "euler" (steps evaluations), "heun" (2 steps − 1), "rk45" (adaptive; `rtol`, `atol` as options); for the SDEs also
+        "euler_maruyama", "reverse_diffusion" (steps) and "predictor_corrector" (2 steps; `snr`). steps: ≥ 1, log-spaced in z
+        for PFGM.
     z_max, z_min: where the ODE starts and ends; None: the method's (PFGM: 40 and 1e-3).
     x0: the start instead of a draw from the prior. generator: for the prior (and the noise of a stochastic solver).
     method: hyper-parameters, default PFGM(). labels: (B,) classes. record: keep the path. progress: a tqdm bar.
@@ -109,10 +111,6 @@ def sample(
         if isinstance(net, nn.Module):
             net.train(training)
     return Samples(x, counted.count, path)
-
-
-STOCHASTIC: frozenset[str] = frozenset()
-"""Solvers that draw noise and take the generator."""
 
 
 def _with_ends(method: Method, z_max: float | None, z_min: float | None) -> Any:

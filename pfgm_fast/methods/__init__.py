@@ -7,8 +7,11 @@ from typing import Any
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods.base import Method
 from pfgm_fast.methods.pfgm import PFGM
+from pfgm_fast.methods.pfgmpp import PFGMpp
+from pfgm_fast.methods.vesde import VESDE
+from pfgm_fast.methods.vpsde import VPSDE, SubVPSDE
 
-METHODS: dict[str, type[Any]] = {"pfgm": PFGM}
+METHODS: dict[str, type[Any]] = {kind.name: kind for kind in (PFGM, PFGMpp, VESDE, VPSDE, SubVPSDE)}
 
 
 def from_dict(values: dict[str, Any]) -> Method:
@@ -23,4 +26,4 @@ def from_dict(values: dict[str, Any]) -> Method:
         raise ArgumentError(f"method {name!r}: {error}") from None
 
 
-__all__ = ["METHODS", "PFGM", "Method", "from_dict"]
+__all__ = ["METHODS", "PFGM", "VESDE", "VPSDE", "Method", "PFGMpp", "SubVPSDE", "from_dict"]

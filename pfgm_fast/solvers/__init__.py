@@ -7,9 +7,21 @@ from collections.abc import Callable
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.solvers import euler, heun, rk45
+from pfgm_fast.solvers import euler, heun, rk45, stochastic
 
-SOLVERS = {"euler": euler.solve, "heun": heun.solve, "rk45": rk45.solve}
+STOCHASTIC: dict[str, Callable[..., Tensor]] = {
+    "euler_maruyama": stochastic.euler_maruyama,
+    "reverse_diffusion": stochastic.reverse_diffusion,
+    "predictor_corrector": stochastic.predictor_corrector,
+}
+"""Solvers that draw noise, with the keyword `generator`, and need a stochastic method."""
+
+SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "euler": euler.solve,
+    "heun": heun.solve,
+    "rk45": rk45.solve,
+    **STOCHASTIC,
+}
 
 
 def solver(name: str) -> Callable[..., Tensor]:
@@ -19,4 +31,4 @@ def solver(name: str) -> Callable[..., Tensor]:
     return SOLVERS[name]
 
 
-__all__ = ["SOLVERS", "solver"]
+__all__ = ["SOLVERS", "STOCHASTIC", "solver"]

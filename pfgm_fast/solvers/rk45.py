@@ -31,7 +31,9 @@ def solve(
     def moments(of: Sequence[float]) -> Tensor:
         return torch.tensor([flow.clock(t)[0] for t in of], dtype=torch.float64, device=x.device)
 
-    options = {"jump_t": moments(flow.jumps)} if flow.jumps else None
     ends = moments((times[0], times[-1]))
+    options = {"step_t": ends[1:]}  # the last step ends there: beyond it the flow need not exist
+    if flow.jumps:
+        options["jump_t"] = moments(flow.jumps)
     with torch.no_grad():
         return odeint(derivative, x, ends, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]

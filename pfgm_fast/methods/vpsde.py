@@ -1,0 +1,73 @@
+"""VP and sub-VP: the variance-preserving SDEs (Song et al. 2021, arXiv 2011.13456, eq. 11 and 12, appendix C)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from pfgm_fast import checks
+from pfgm_fast.errors import ArgumentError
+from pfgm_fast.methods.sde import SDE
+
+
+@dataclass(frozen=True)
+class VPSDE(SDE):
+    """β(t) = β_min + t (β_max − β_min), a(t) = exp(−½ ∫β), s² = 1 − a²: DDPM in continuous time."""
+
+    name: ClassVar[str] = "vp"
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("beta_min", "beta_max", "t_min"):
+            checks.positive(name, getattr(self, name))
+        if self.beta_min >= self.beta_max:
+            raise ArgumentError(f"beta_min must be < beta_max; got {self.beta_min}, {self.beta_max}")
+
+    def _beta(self, t: float) -> float:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def _integral(self, t: Any) -> Any:
+        return self.beta_min * t + 0.5 * t * t * (self.beta_max - self.beta_min)
+
+    def _variance(self, integral: Any) -> Any:
+        expm1 = torch.expm1 if isinstance(integral, torch.Tensor) else math.expm1
+        return -expm1(-integral)  # type: ignore[arg-type]
+
+    def marginal(self, t: Any) -> tuple[Any, Any]:
+        integral = self._integral(t)
+        exp = torch.exp if isinstance(t, torch.Tensor) else math.exp
+        return exp(-0.5 * integral), self._variance(integral) ** 0.5  # type: ignore[arg-type]
+
+    def coefficients(self, t: float) -> tuple[float, float]:
+        return -0.5 * self._beta(t), self._beta(t)
+
+    def discretized(self, t: float, t_next: float) -> tuple[float, float]:
+        beta = min(self._beta(t) * (t - t_next), 0.999)
+        return math.sqrt(1 - beta), beta
+
+    def prior_deviation(self) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True)
+class SubVPSDE(VPSDE):
+    """s = 1 − a² instead of its root: less noise at every t, the same ends."""
+
+    name: ClassVar[str] = "subvp"
+
+    def marginal(self, t: Any) -> tuple[Any, Any]:
+        scale, deviation = super().marginal(t)
+        return scale, deviation * deviation
+
+    def coefficients(self, t: float) -> tuple[float, float]:
+        return -0.5 * self._beta(t), self._beta(t) * self._variance(2 * self._integral(t))
+
+    def discretized(self, t: float, t_next: float) -> tuple[float, float]:
+        linear, square = self.coefficients(t)
+        return 1 + linear * (t - t_next), square * (t - t_next)
