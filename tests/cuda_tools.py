@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -38,12 +39,20 @@ def nvcc() -> str | None:
     return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
 
 
-def _key(*parts: object) -> str:
-    """A name for what is compiled: every file under csrc/cuda that a source might include, and the command."""
-    digest = hashlib.sha256(repr((parts, torch.__version__)).encode())
-    for path in sorted(SOURCES.rglob("*")):
-        if path.suffix in (".h", ".cuh"):
-            digest.update(path.read_bytes())
+def _included(path: Path, seen: set[Path]) -> set[Path]:
+    """The file and every file of csrc/cuda that it includes, at any depth."""
+    if path not in seen and path.exists():
+        seen.add(path)
+        for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            _included((path.parent / name).resolve(), seen)
+    return seen
+
+
+def _key(source: Path, *command: object) -> str:
+    """A name for what is compiled: the content of the source and all that it includes, PyTorch's version, the command."""
+    digest = hashlib.sha256(repr((command, torch.__version__)).encode())
+    for path in sorted(_included(source, set())):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -56,7 +65,7 @@ def _run(command: list[str]) -> str:
 
 def host_object(source: Path) -> Path:
     includes = [f"-isystem{TORCH / 'include'}"]
-    target = CACHE / "host" / f"{source.stem}-{_key(source.read_bytes(), HOST_FLAGS)}.o"
+    target = CACHE / "host" / f"{source.stem}-{_key(source, HOST_FLAGS)}.o"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_suffix(f".{os.getpid()}.part")
@@ -69,7 +78,7 @@ def host_library() -> Path:
     """The CUDA backend compiled for the host: its operators, in the namespace pfgm_fast_cuda, serve CPU tensors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(host_object, cuda_sources()))
-    target = CACHE / "host" / f"pfgm_cuda_host-{_key([path.name for path in objects])}.so"
+    target = CACHE / "host" / f"pfgm_cuda_host-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
     if not target.exists():
         library = TORCH / "lib"
         part = target.with_suffix(f".{os.getpid()}.part")
@@ -83,9 +92,7 @@ def resources(source: Path, architecture: str) -> str:
     """What ptxas says of every kernel in one source (registers, spills, shared memory), compiled for one architecture."""
     compiler = nvcc()
     assert compiler is not None
-    target = (
-        CACHE / "cuda" / f"{source.stem}-{architecture}-{_key(source.read_bytes(), NVCC_FLAGS, compiler)}.log"
-    )
+    target = CACHE / "cuda" / f"{source.stem}-{architecture}-{_key(source, NVCC_FLAGS, compiler)}.log"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
@@ -99,3 +106,9 @@ def resources(source: Path, architecture: str) -> str:
         part.write_text(report)
         part.rename(target)
     return target.read_text()
+
+
+def all_resources(jobs: list[tuple[Path, str]]) -> list[str]:
+    """`resources` of many, on all cores."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda job: resources(*job), jobs))

@@ -31,7 +31,8 @@ void run(const FieldCall& call) {
   WeightCall<T, C> weights{distances.gaps, projection, call.log_weights, x, r, charges, B, M, N, splits, divisor, offset,
                            call.aug_dim, call.power, /*relative=*/false, /*gap_unit=*/1.0,
                            sums ? call.take<T>(B * M) : nullptr, score ? call.take<T>(B * M) : nullptr,
-                           call.take<RowState>(B), call.lse, static_cast<T*>(call.rate), static_cast<T*>(call.trace)};
+                           call.take<RowState>(B), call.lse, static_cast<T*>(call.rate), static_cast<T*>(call.trace),
+                           Packing{}};
   if (score) launch_weights<Coefficients::kScore>(weights, call.stream);
   else if (moment) launch_weights<Coefficients::kMoment>(weights, call.stream);
   else launch_weights<Coefficients::kWeights>(weights, call.stream);

@@ -311,4 +311,10 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   return result;
 }
 inline void __syncwarp() { pfgm::emulate::exchange(0); }
+/// Threads take turns, so a plain addition is atomic here.
+inline int atomicAdd(int* address, int value) {
+  const int before = *address;
+  *address += value;
+  return before;
+}
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }

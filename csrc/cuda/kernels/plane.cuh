@@ -74,7 +74,7 @@ __device__ __forceinline__ T squared_distance(const T (&y)[kDim], const T (&x)[k
 }
 
 template <class T, class C, int kDim>
-__global__ void __launch_bounds__(kPlaneThreads) plane_kernel(PlaneCall<T, C> call) {
+__global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C> call) {
   PlaneShared<T, kDim>& shared = shared_memory<PlaneShared<T, kDim>>();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarp + lane;

@@ -129,7 +129,7 @@ __device__ __forceinline__ T group_sum(T value, T* slots) {
 
 /// A row in the registers of kGroup threads: dim ≤ kGroup · kRowItems · kCount, a multiple of kCount.
 template <class Rule, class T, class V, int kGroup, int kCount>
-__global__ void __launch_bounds__(kRowThreads) row_kernel(Rule rule, RowCall<T, V> call) {
+__global__ void __launch_bounds__(kRowThreads, Rule::kSecond ? 2 : 4) row_kernel(Rule rule, RowCall<T, V> call) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
   if (row >= call.rows) return;  // a whole warp, or nobody
   const int64_t begin = row * call.dim;

@@ -5,8 +5,9 @@
 // the anchor's distance is computed here by direct differences.
 // Weights below exp(−cut) of the largest, cut = 18 + log M (40 + log M in double), become exactly 0: together less than 2e-8.
 //
-// Tiling: one block of 512 threads a query, three sweeps over its row (nearest; log-weights; weights).
-// Cost: reads `splits` × 8 bytes and writes T a pair, then reads and writes T twice more, from L2; one log1p and one exp a pair.
+// Tiling: one block of 512 threads a query, two sweeps over its row (nearest; weights), three where charges have weights q.
+// Cost: reads `splits` × 8 bytes a pair and sweep (from L2 after the first), writes a weight; one log1p and one exp a pair
+// that is not beyond the cut.
 #pragma once
 
 #include "../device.h"
@@ -21,9 +22,25 @@ struct RowState {
   double total;       // Σ weights, unnormalised; NaN for a query that must give NaN
   double rate_total;  // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
   int64_t used;       // charges with a weight above 0
+  int64_t packed;     // kPacked, heavy queries: Σ of the fixed-point weights
 };
 
-enum class Coefficients { kWeights, kScore, kMoment };
+/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or packed.
+enum class Coefficients { kWeights, kScore, kMoment, kPacked };
+
+constexpr int kListed = 64;                    // a light query has at most so many charges with a weight
+constexpr double kPackedOne = 16777214.0;      // the fixed-point weight of 1: three unsigned digits of 8 bits
+
+/// Weights for integer tensor cores. A light query's are a list; a heavy one's are three planes of bytes, in fixed point around
+/// the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the error of a sum has no bias.
+struct Packing {
+  uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
+  int64_t stride;   // of a query's bytes, a multiple of 64
+  int* charge;      // (batch, kListed)
+  float* weight;    // (batch, kListed)
+  int* heavy;       // the number of heavy queries, 0 before the launch
+  int* queries;     // (batch): the heavy queries, in no order that matters
+};
 
 template <class T, class C>
 struct WeightCall {
@@ -45,9 +62,13 @@ struct WeightCall {
   double* lse;      // (batch), or null
   T* rate;          // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
   T* trace;         // (batch), or null: Σ w c ‖ρ‖²
+  Packing packing;  // kPacked
 };
 
 struct WeightShared {
+  int listed[kListed];
+  float weight[kListed];
+  int used;
   double slots[kWeightThreads / kWarp];
   double nearest[kWeightThreads / kWarp];
   int64_t where[kWeightThreads / kWarp];
@@ -118,6 +139,32 @@ __device__ __forceinline__ double integer_power(double base, int64_t exponent) {
   return result;
 }
 
+/// A number in [0, 1) that depends on nothing but a query and a charge.
+__device__ __forceinline__ float dither(int64_t row, int64_t j) {
+  uint32_t hash = static_cast<uint32_t>(j) * 0x9e3779b9u ^ (static_cast<uint32_t>(row) + 0x7f4a7c15u) * 0x85ebca6bu;
+  hash = (hash ^ hash >> 16) * 0x7feb352du;
+  hash = (hash ^ hash >> 15) * 0x846ca68bu;
+  return static_cast<float>((hash ^ hash >> 16) >> 8) * 0x1p-24f;
+}
+
+/// After the sweep: a light query's list in the charges' order (threads appended as they came), a heavy query's place.
+__device__ __forceinline__ void finish_packing(const Packing& packing, const WeightShared& shared, int64_t row, int64_t count, int64_t batch) {
+  const int used = shared.used;
+  if (used <= kListed) {
+    const int mine = static_cast<int>(threadIdx.x);
+    if (mine < used) {
+      int place = 0;
+      for (int other = 0; other < used; ++other) place += shared.listed[other] < shared.listed[mine] ? 1 : 0;
+      packing.charge[row * kListed + place] = shared.listed[mine];
+      packing.weight[row * kListed + place] = shared.weight[mine];
+    }
+    return;
+  }
+  for (int64_t j = count + threadIdx.x; j < packing.stride; j += kWeightThreads)
+    for (int digit = 0; digit < 3; ++digit) packing.digits[(digit * batch + row) * packing.stride + j] = 0;
+  if (threadIdx.x == 0) packing.queries[atomicAdd(packing.heavy, 1)] = static_cast<int>(row);
+}
+
 template <class T, class C, Coefficients kWanted>
 __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
@@ -151,29 +198,54 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   const bool good = r > 0 && isfinite(base) && isfinite(nearest.gap);
   const Kernel<T> kernel(base, r, total_dim);
 
-  // Log-weights, and the largest: with weights q the nearest charge need not be the heaviest.
-  double largest = -std::numeric_limits<double>::infinity();
+  // The largest log-weight: the anchor's, unless the charges have weights q.
   const auto log_weight = [&](int64_t j) {
-    const double gap = call.gap_unit * (sum_of_splits(gaps, j) - nearest.gap);
-    double result = kernel.log_weight(gap);
-    if (call.log_weights) result += call.log_weights[j];
-    return result;
+    const double result = kernel.log_weight(call.gap_unit * (sum_of_splits(gaps, j) - nearest.gap));
+    return call.log_weights ? result + call.log_weights[j] : result;
   };
-  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) {
-    const double value = log_weight(j);
-    largest = value > largest ? value : largest;
+  double largest = 0;
+  if (call.log_weights) {
+    largest = -std::numeric_limits<double>::infinity();
+    for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) {
+      const double value = log_weight(j);
+      largest = value > largest ? value : largest;
+    }
+    largest = block_reduce<kWeightThreads>(largest, Maximum{}, shared.slots);
   }
-  largest = block_reduce<kWeightThreads>(largest, Maximum{}, shared.slots);
 
   const T cut = weight_cut<T>(call.count);
-  double total = 0, rate_total = 0, trace = 0, used = 0;
+  const double gap_cut = (kernel.gaussian ? -static_cast<double>(cut) : expm1(-static_cast<double>(cut) / kernel.power)) /
+                         (kernel.inverse_base * call.gap_unit) * (1 + 1e-6);
+  double total = 0, rate_total = 0, trace = 0, used = 0, packed = 0;
+  if constexpr (kWanted == Coefficients::kPacked) {
+    if (threadIdx.x == 0) shared.used = 0;
+    __syncthreads();
+  }
   for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) {
-    const T exponent = static_cast<T>(log_weight(j) - largest);
+    // Without weights q the exponent falls with the gap: most charges are beyond the cut, and need no logarithm.
+    const bool beyond = !call.log_weights && sum_of_splits(gaps, j) - nearest.gap > gap_cut;
+    const T exponent = beyond ? cut - 1 : static_cast<T>(log_weight(j) - largest);
     T weight = exponent < cut ? T(0) : exponential(exponent);
     if (!good) weight = std::numeric_limits<T>::quiet_NaN();
     total += weight;
     used += weight != T(0) ? 1 : 0;
-    if constexpr (kWanted != Coefficients::kWeights) {
+    if constexpr (kWanted == Coefficients::kPacked) {
+      const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne), whole = floorf(product);
+      uint32_t number = j == nearest.charge || !good ? 0 : static_cast<uint32_t>(whole);
+      if (number != 0 || weight != T(0)) number += j != nearest.charge && good && product - whole > dither(row, j) ? 1 : 0;
+      packed += number;
+      uint8_t* digits = call.packing.digits + row * call.packing.stride + j;
+      digits[0] = static_cast<uint8_t>(number >> 16);
+      digits[call.batch * call.packing.stride] = static_cast<uint8_t>(number >> 8);
+      digits[2 * call.batch * call.packing.stride] = static_cast<uint8_t>(number);
+      if (weight != T(0)) {
+        const int at = atomicAdd(&shared.used, 1);
+        if (at < kListed) {
+          shared.listed[at] = static_cast<int>(j);
+          shared.weight[at] = static_cast<float>(weight);
+        }
+      }
+    } else if constexpr (kWanted != Coefficients::kWeights) {
       const double gap = call.gap_unit * (sum_of_splits(gaps, j) - nearest.gap);
       const double rate = kernel.gaussian ? 1.0 / (r * r) : total_dim / (base + gap);
       if constexpr (kWanted == Coefficients::kScore) {
@@ -192,12 +264,15 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   }
   total = block_reduce<kWeightThreads>(total, Sum{}, shared.slots);
   used = block_reduce<kWeightThreads>(used, Sum{}, shared.slots);
-  if constexpr (kWanted != Coefficients::kWeights) {
+  if constexpr (kWanted == Coefficients::kPacked) {
+    packed = block_reduce<kWeightThreads>(packed, Sum{}, shared.slots);  // whole numbers below 2^53: exact
+    finish_packing(call.packing, shared, row, call.count, call.batch);
+  } else if constexpr (kWanted != Coefficients::kWeights) {
     rate_total = block_reduce<kWeightThreads>(rate_total, Sum{}, shared.slots);
     trace = block_reduce<kWeightThreads>(trace, Sum{}, shared.slots);
   }
   if (threadIdx.x != 0) return;
-  call.state[row] = {nearest.charge, total, rate_total, static_cast<int64_t>(used)};
+  call.state[row] = {nearest.charge, total, rate_total, static_cast<int64_t>(used), static_cast<int64_t>(packed)};
   if (call.rate) call.rate[row] = static_cast<T>(rate_total / total);
   if (call.trace) call.trace[row] = static_cast<T>(trace / total);
   if (call.lse) {

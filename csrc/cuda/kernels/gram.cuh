@@ -1,0 +1,224 @@
+// The first product for byte charges on integer tensor cores: gaps[split][i][j] = δ² ‖y_j − μ‖² − 2 s_i Σ_k Q_ik b_jk, which is
+// δ² ‖ρ_ij‖² up to a constant a row (δ = divisor, b = byte, X = δ (x − μ) = s Q rounded to 24 bits, in three signed digits of 8).
+//
+// Every product and sum is exact: unsigned byte × signed digit into int32 (up to 65,536 terms; longer rows are split), digits
+// combined in int64, and only then scaled in double. So the result depends on no tiling, and errs as if x had been rounded to
+// 2^-24 of its row's largest element.
+//
+// digit_kernel: one block a query; reads x twice, writes 3 bytes an element.
+// gram_kernel: a tile of charges × queries × 3 digits a block, operands through kStages of 64-byte depth by cp.async, ldmatrix
+// from a swizzled layout, mma.m16n8k32; a warp has one digit, and the digits meet in shared memory at the end. Cost: 6 integer operations a (pair, element) on tensor cores; a charge is read
+// ⌈B/queries⌉ times, digits ⌈M/charges⌉ times (from L2); writes 8 bytes a pair.
+#pragma once
+
+#include "tensor_core.cuh"
+
+namespace pfgm {
+
+constexpr int kDigitThreads = 256;
+constexpr double kDigitLargest = 127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
+
+template <class T>
+struct DigitCall {
+  const T* x;       // (batch, dim)
+  const T* center;  // (dim)
+  double divisor;
+  int64_t batch, dim;
+  int8_t* digits;  // (3, batch, dim), the most significant first
+  double* scale;   // (batch): s_i; NaN where x is not finite
+  int* heavy;      // a counter that the weights' kernel starts from 0
+};
+
+struct DigitShared {
+  double slots[kDigitThreads / kWarp];
+};
+
+struct MaximumOrNaN {
+  __device__ double operator()(double a, double b) const { return b > a || b != b ? b : a; }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kDigitThreads) digit_kernel(DigitCall<T> call) {
+  DigitShared& shared = shared_memory<DigitShared>();
+  const int64_t row = blockIdx.x;
+  const T* x = call.x + row * call.dim;
+  const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
+  double largest = 0;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
+  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
+  const bool good = isfinite(largest);
+  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
+  const int64_t plane = call.batch * call.dim;
+  int8_t* digits = call.digits + row * call.dim;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
+    const int number = good ? static_cast<int>(rint(unit(k) * inverse)) : 0;
+    const int low = static_cast<int8_t>(number), rest = (number - low) / 256;
+    const int middle = static_cast<int8_t>(rest);
+    digits[k] = static_cast<int8_t>((rest - middle) / 256);
+    digits[plane + k] = static_cast<int8_t>(middle);
+    digits[2 * plane + k] = static_cast<int8_t>(low);
+  }
+  if (threadIdx.x == 0) {
+    call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
+    if (row == 0) *call.heavy = 0;
+  }
+}
+
+struct GramCall {
+  const uint8_t* charges;  // (count, dim)
+  const int8_t* digits;    // (3, batch, dim)
+  const double* scale;     // (batch)
+  const double* sq_norms;  // (count), around the centre
+  double* gaps;            // (splits, batch, count)
+  int64_t batch, count, dim, splits;
+  double divisor;
+};
+
+/// A block's tile. A warp has one digit and a rectangle of the tile: 12 warps, and sums that fit into its registers.
+template <int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges, int kWarpsAlongQueries, int kStagesOfTile>
+struct GramTile {
+  static constexpr int kCharges = kChargesOfTile, kQueries = kQueriesOfTile, kStages = kStagesOfTile;
+  static constexpr int kWarpsC = kWarpsAlongCharges, kWarpsQ = kWarpsAlongQueries, kWarps = kDigits * kWarpsC * kWarpsQ;
+  static constexpr int kThreads = kWarp * kWarps;
+  static constexpr int kFragmentsC = kCharges / kWarpsC / 16, kFragmentsQ = kQueries / kWarpsQ / 8;
+  static constexpr int kRows = kCharges + kDigits * kQueries;  // of 64 bytes, in one stage
+  static constexpr int kSlice = kQueries / kWarpsQ < 32 ? kQueries / kWarpsQ : 32;  // queries whose digits meet at a time
+  static_assert(kFragmentsQ % 2 == 0 && kCharges % (16 * kWarpsC) == 0);
+  union Shared {
+    uint8_t stage[kStages][kRows * kDepth];
+    int32_t meet[kDigits][kSlice][kCharges + 4];
+  };
+  static_assert(sizeof(Shared) <= 99 * 1024);  // what every device since sm_80 has
+};
+using WideGram = GramTile<128, 128, 4, 1, 3>;
+using NarrowGram = GramTile<64, 64, 2, 2, 4>;
+using SlimGram = GramTile<128, 16, 4, 1, 4>;
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
+  typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
+  const int64_t query_tiles = ceil_div<int64_t>(call.batch, Tile::kQueries);
+  const int64_t charge_tiles = ceil_div<int64_t>(call.count, Tile::kCharges);
+  const int64_t query_begin = blockIdx.x % query_tiles * Tile::kQueries;  // neighbours share charges
+  const int64_t charge_begin = blockIdx.x / query_tiles % charge_tiles * Tile::kCharges;
+  const int64_t split = blockIdx.x / (query_tiles * charge_tiles);
+  const int64_t part = ceil_div(ceil_div<int64_t>(call.dim, kDepth), call.splits) * kDepth;
+  const int64_t begin = split * part, end = begin + part < call.dim ? begin + part : call.dim;
+  const int stages = begin < end ? static_cast<int>(ceil_div<int64_t>(end - begin, kDepth)) : 0;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int warp_digit = warp / (Tile::kWarpsC * Tile::kWarpsQ);
+  const int warp_charge = warp % Tile::kWarpsC * (Tile::kCharges / Tile::kWarpsC);
+  const int warp_query = warp / Tile::kWarpsC % Tile::kWarpsQ * (Tile::kQueries / Tile::kWarpsQ);
+
+  // A thread copies one chunk of every kStep-th row; the rows' swizzle repeats with them. Its two addresses walk along N. What
+  // is outside becomes zeros: nothing is read there.
+  constexpr int kStep = Tile::kThreads / 4;
+  static_assert(kStep % 8 == 0);
+  const int my_row = static_cast<int>(threadIdx.x) / 4, my_chunk = threadIdx.x % 4, my_place = swizzled(my_row, my_chunk);
+  const int charges_left = call.count - charge_begin < Tile::kCharges ? static_cast<int>(call.count - charge_begin) : Tile::kCharges;
+  const int queries_left = call.batch - query_begin < Tile::kQueries ? static_cast<int>(call.batch - query_begin) : Tile::kQueries;
+  const uint8_t* charges = call.charges + (charge_begin + my_row) * call.dim + begin + my_chunk * kChunk;
+  const int8_t* digits = call.digits + (query_begin + my_row) * call.dim + begin + my_chunk * kChunk;
+  int depth_left = static_cast<int>(end - begin) - my_chunk * kChunk;
+  const auto fill = [&](int slot) {
+    uint8_t* tile = shared.stage[slot] + my_place;
+#pragma unroll
+    for (int row = 0; row < Tile::kCharges; row += kStep)
+      if (row + my_row < Tile::kCharges)
+        copy_async(tile + row * kDepth, charges + row * call.dim, depth_left > 0 && row + my_row < charges_left);
+#pragma unroll
+    for (int digit = 0; digit < kDigits; ++digit)
+#pragma unroll
+      for (int row = 0; row < Tile::kQueries; row += kStep)
+        if (row + my_row < Tile::kQueries)
+          copy_async(tile + (Tile::kCharges + digit * Tile::kQueries + row) * kDepth,
+                     digits + (digit * call.batch + row) * call.dim, depth_left > 0 && row + my_row < queries_left);
+    charges += kDepth;
+    digits += kDepth;
+    depth_left -= kDepth;
+  };
+
+  const int lane_charge = fragment_lane(), lane_query = fragment_pair_lane();
+  int32_t sum[Tile::kFragmentsC][Tile::kFragmentsQ][4] = {};
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
+    if (stage < stages) fill(stage);
+    commit_copies();
+  }
+  int slot = 0, free_slot = Tile::kStages - 1;
+  for (int stage = 0; stage < stages; ++stage) {
+    wait_copies<Tile::kStages - 2>();
+    __syncthreads();  // everybody's copies of this stage are there, and nobody reads the one that is filled next
+    if (stage + Tile::kStages - 1 < stages) fill(free_slot);
+    commit_copies();
+    const uint8_t* tile = shared.stage[slot];
+    slot = slot + 1 == Tile::kStages ? 0 : slot + 1;
+    free_slot = free_slot + 1 == Tile::kStages ? 0 : free_slot + 1;
+#pragma unroll
+    for (int step = 0; step < kDepth / 32; ++step) {
+      uint32_t charge[Tile::kFragmentsC][4];
+#pragma unroll
+      for (int c = 0; c < Tile::kFragmentsC; ++c) load_matrix(charge[c], tile + (warp_charge + 16 * c) * kDepth + (lane_charge ^ 32 * step));
+      const uint8_t* digit = tile + (Tile::kCharges + warp_digit * Tile::kQueries + warp_query) * kDepth;
+#pragma unroll
+      for (int q = 0; q < Tile::kFragmentsQ; q += 2) {
+        uint32_t pair[4];
+        load_matrix(pair, digit + 8 * q * kDepth + (lane_query ^ 32 * step));
+        const uint32_t left[2] = {pair[0], pair[1]}, right[2] = {pair[2], pair[3]};
+#pragma unroll
+        for (int c = 0; c < Tile::kFragmentsC; ++c) {
+          multiply<true>(sum[c][q], charge[c], left);
+          multiply<true>(sum[c][q + 1], charge[c], right);
+        }
+      }
+    }
+  }
+  wait_copies<0>();
+
+  // The digits meet in shared memory, a slice of queries at a time; a warp then writes consecutive charges.
+  constexpr int kSlicesOfWarp = Tile::kQueries / Tile::kWarpsQ / Tile::kSlice, kFragmentsOfSlice = Tile::kSlice / 8;
+#pragma unroll
+  for (int slice = 0; slice < Tile::kWarpsQ * kSlicesOfWarp; ++slice) {
+    const int slice_begin = slice * Tile::kSlice;
+    __syncthreads();
+    if (warp_query == slice / kSlicesOfWarp * (Tile::kQueries / Tile::kWarpsQ)) {
+#pragma unroll
+      for (int c = 0; c < Tile::kFragmentsC; ++c)
+#pragma unroll
+        for (int f = 0; f < kFragmentsOfSlice; ++f)
+#pragma unroll
+          for (int i = 0; i < 4; ++i)
+            shared.meet[warp_digit][8 * f + lane % 4 * 2 + i % 2][warp_charge + 16 * c + lane / 4 + (i >= 2 ? 8 : 0)] =
+                sum[c][slice % kSlicesOfWarp * kFragmentsOfSlice + f][i];
+    }
+    __syncthreads();
+    for (int at = threadIdx.x; at < Tile::kSlice * Tile::kCharges; at += Tile::kThreads) {
+      const int q = at / Tile::kCharges, c = at % Tile::kCharges;
+      const int64_t query = query_begin + slice_begin + q, charge = charge_begin + c;
+      if (query >= call.batch || charge >= call.count) continue;
+      const int64_t product = (static_cast<int64_t>(shared.meet[0][q][c]) * 256 + shared.meet[1][q][c]) * 256 + shared.meet[2][q][c];
+      const double norm = split == 0 ? call.divisor * call.divisor * call.sq_norms[charge] : 0.0;
+      call.gaps[(split * call.batch + query) * call.count + charge] = norm - 2.0 * call.scale[query] * static_cast<double>(product);
+    }
+  }
+}
+
+template <class Tile>
+int64_t gram_tiles(int64_t batch, int64_t count) {
+  return ceil_div<int64_t>(batch, Tile::kQueries) * ceil_div<int64_t>(count, Tile::kCharges);
+}
+
+/// Parts of N: at least what int32 asks for, and more where there are too few tiles to fill the device.
+template <class Tile>
+int64_t gram_splits(int64_t batch, int64_t count, int64_t dim) {
+  int64_t splits = ceil_div<int64_t>(dim, kLongestSum);
+  while (gram_tiles<Tile>(batch, count) * splits < 2 * multiprocessors() && dim / (splits + 1) >= 1024 && splits < 16) ++splits;
+  return splits;
+}
+
+template <class Tile>
+void launch_gram(const GramCall& call, Stream stream) {
+  launch(gram_kernel<Tile>, gram_tiles<Tile>(call.batch, call.count) * call.splits, Tile::kThreads, sizeof(typename Tile::Shared),
+         stream, call);
+}
+
+}  // namespace pfgm

@@ -1,0 +1,82 @@
+"""Every source of csrc/cuda compiles with nvcc for sm_80 and sm_90a, and ptxas' report of each kernel is what it should be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from tests import cuda_tools
+
+ARCHITECTURES = ("80", "90a")
+pytestmark = pytest.mark.skipif(
+    cuda_tools.nvcc() is None, reason="needs nvcc (set CUDA_HOME, or put it on PATH)"
+)
+
+REGISTERS = {
+    # Threads of a block times registers must leave at least one block a multiprocessor (65,536 registers); where more
+    # blocks are wanted at a time the bound is lower. Kernels that are not named: 128.
+    "gram_kernel": 168,  # 384 threads, one block
+    "spread_kernel": 128,  # 512 threads, one block
+    "plane_kernel": 128,  # 512 threads, one block
+    "weight_kernel": 128,  # 512 threads, one block
+    "combine_kernel": 168,  # 128 threads, three blocks
+    "distance_kernel": 128,  # 256 threads, two blocks
+    "row_kernel": 128,  # 256 threads, four blocks (heun_step: two): bound by memory, many loads in flight
+    "row_update_kernel": 64,
+    "row_squares_kernel": 64,
+    "finish_kernel": 64,
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    name: str
+    registers: int
+    spilled: int  # bytes
+    static_shared: int  # bytes
+
+
+def kernels(report: str) -> list[Kernel]:
+    """What `ptxas -v` says, by kernel."""
+    found = []
+    for part in report.split("Compiling entry function '")[1:]:
+        mangled = part.split("'")[0]
+        name = next((n for n in sorted(REGISTERS, key=len, reverse=True) if n in mangled), mangled)
+        registers = re.search(r"Used (\d+) registers", part)
+        spilled = re.findall(r"(\d+) bytes spill", part)
+        static = re.search(r"(\d+) bytes smem", part)
+        assert registers is not None
+        assert spilled
+        found.append(
+            Kernel(
+                name, int(registers.group(1)), sum(map(int, spilled)), int(static.group(1)) if static else 0
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[tuple[str, str], str]:
+    """source, architecture → report; compiled on all cores, once for a content (build/tests/cuda)."""
+    jobs = [(source, a) for source in cuda_tools.cuda_sources() for a in ARCHITECTURES]
+    return {(s.name, a): text for (s, a), text in zip(jobs, cuda_tools.all_resources(jobs), strict=True)}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("source", [path.name for path in cuda_tools.cuda_sources()])
+def test_compiles_without_warnings_and_spills(source: str, architecture: str, reports) -> None:
+    report = reports[source, architecture]
+    assert "warning" not in report.lower(), report
+    for kernel in kernels(report):
+        assert kernel.spilled == 0, kernel
+        assert kernel.registers <= REGISTERS.get(kernel.name, 128), kernel
+        assert kernel.static_shared == 0, (
+            kernel
+        )  # all shared memory is dynamic: sizes are asserted in the sources
+
+
+def test_every_kernel_is_in_some_report(reports) -> None:
+    names = {kernel.name for report in reports.values() for kernel in kernels(report)}
+    assert set(REGISTERS) <= names
