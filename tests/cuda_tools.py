@@ -26,7 +26,15 @@ HOST_FLAGS = (
     *("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all"),
     *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 )
-NVCC_FLAGS = ("-std=c++20", "-O3", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr", "-Xcompiler=-Wall")
+NVCC_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    STABLE_ABI,
+    "-DUSE_CUDA",
+    "--expt-relaxed-constexpr",
+    "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
+)
+ARCHITECTURES = ("80", "90a")
 
 
 def cuda_sources() -> list[Path]:
@@ -88,27 +96,28 @@ def host_library() -> Path:
     return target
 
 
-def resources(source: Path, architecture: str) -> str:
-    """What ptxas says of every kernel in one source (registers, spills, shared memory), compiled for one architecture."""
+def device_object(source: Path) -> tuple[Path, str]:
+    """One source compiled by nvcc for every architecture: the object, and what ptxas says of each kernel (registers, spills,
+    shared memory)."""
     compiler = nvcc()
     assert compiler is not None
-    target = CACHE / "cuda" / f"{source.stem}-{architecture}-{_key(source, NVCC_FLAGS, compiler)}.log"
-    if not target.exists():
+    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, ARCHITECTURES, compiler)}.o"
+    log = target.with_suffix(".log")
+    if not log.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+        code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
+        include = ["-isystem", str(TORCH / "include")]
         report = _run(
-            [
-                *(compiler, *NVCC_FLAGS, "-isystem", str(TORCH / "include"), code),
-                *("-Xptxas=-v", "-cubin", "-o", os.devnull, str(source)),
-            ]
+            [compiler, *NVCC_FLAGS, *include, *code, "-Xptxas=-v", "-c", "-o", str(target), str(source)]
         )
         part = target.with_suffix(f".{os.getpid()}.part")
         part.write_text(report)
-        part.rename(target)
-    return target.read_text()
+        part.rename(log)
+    return target, log.read_text()
 
 
-def all_resources(jobs: list[tuple[Path, str]]) -> list[str]:
-    """`resources` of many, on all cores."""
+def device_objects() -> dict[str, tuple[Path, str]]:
+    """`device_object` of every source, by its name, compiled on all cores."""
+    sources = cuda_sources()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda job: resources(*job), jobs))
+        return dict(zip([s.name for s in sources], pool.map(device_object, sources), strict=True))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from dataclasses import dataclass
 
 import pytest
 
 from tests import cuda_tools
 
-ARCHITECTURES = ("80", "90a")
 pytestmark = pytest.mark.skipif(
     cuda_tools.nvcc() is None, reason="needs nvcc (set CUDA_HOME, or put it on PATH)"
 )
@@ -33,41 +33,43 @@ REGISTERS = {
 @dataclass(frozen=True)
 class Kernel:
     name: str
+    architecture: str
     registers: int
     spilled: int  # bytes
     static_shared: int  # bytes
 
 
 def kernels(report: str) -> list[Kernel]:
-    """What `ptxas -v` says, by kernel."""
+    """What `ptxas -v` says, by kernel and architecture."""
     found = []
     for part in report.split("Compiling entry function '")[1:]:
         mangled = part.split("'")[0]
-        name = next((n for n in sorted(REGISTERS, key=len, reverse=True) if n in mangled), mangled)
-        registers = re.search(r"Used (\d+) registers", part)
+        registers, static = re.search(r"Used (\d+) registers", part), re.search(r"(\d+) bytes smem", part)
         spilled = re.findall(r"(\d+) bytes spill", part)
-        static = re.search(r"(\d+) bytes smem", part)
         assert registers is not None
         assert spilled
+        architecture = part.split("sm_")[1].split("'")[0]
         found.append(
             Kernel(
-                name, int(registers.group(1)), sum(map(int, spilled)), int(static.group(1)) if static else 0
+                next((n for n in sorted(REGISTERS, key=len, reverse=True) if n in mangled), mangled),
+                architecture,
+                int(registers.group(1)),
+                sum(map(int, spilled)),
+                int(static.group(1)) if static else 0,
             )
         )
     return found
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[tuple[str, str], str]:
-    """source, architecture → report; compiled on all cores, once for a content (build/tests/cuda)."""
-    jobs = [(source, a) for source in cuda_tools.cuda_sources() for a in ARCHITECTURES]
-    return {(s.name, a): text for (s, a), text in zip(jobs, cuda_tools.all_resources(jobs), strict=True)}
+def objects():
+    """source → object and report; compiled on all cores, once for a content (build/tests/cuda)."""
+    return cuda_tools.device_objects()
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", [path.name for path in cuda_tools.cuda_sources()])
-def test_compiles_without_warnings_and_spills(source: str, architecture: str, reports) -> None:
-    report = reports[source, architecture]
+def test_compiles_without_warnings_and_spills(source: str, objects) -> None:
+    report = objects[source][1]
     assert "warning" not in report.lower(), report
     for kernel in kernels(report):
         assert kernel.spilled == 0, kernel
@@ -77,6 +79,18 @@ def test_compiles_without_warnings_and_spills(source: str, architecture: str, re
         )  # all shared memory is dynamic: sizes are asserted in the sources
 
 
-def test_every_kernel_is_in_some_report(reports) -> None:
-    names = {kernel.name for report in reports.values() for kernel in kernels(report)}
-    assert set(REGISTERS) <= names
+def test_every_kernel_is_in_some_report(objects) -> None:
+    found = {
+        (kernel.name, kernel.architecture) for _, report in objects.values() for kernel in kernels(report)
+    }
+    assert {(name, a) for name in REGISTERS for a in cuda_tools.ARCHITECTURES} <= found
+
+
+def test_objects_ask_only_for_the_stable_interface(objects) -> None:
+    """No symbol of ATen, c10 or Python: one build serves many versions of PyTorch."""
+    symbols = set()
+    for path, _ in objects.values():
+        listed = subprocess.run(["nm", "-uC", str(path)], capture_output=True, text=True, check=True).stdout
+        symbols |= {line.split(maxsplit=1)[1] for line in listed.splitlines() if line.strip()}
+    assert any(name.startswith("aoti_torch_") for name in symbols)
+    assert not [name for name in symbols if re.match(r"(at|c10|caffe2|torch)::|_?Py", name)]
