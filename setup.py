@@ -55,16 +55,46 @@ def plan(
         return Plan(False, reason, False, "needs the C++ compiler", error=error)
     cpu = env.get("PFGM_FAST_CPU", "1") != "0"
     cpu_reason = compiler if cpu else "PFGM_FAST_CPU=0"
-    missing = _missing_for_cuda(env, torch_cuda, cuda_home, nvcc)
+    missing = _missing_for_cuda(env, torch_cuda, cuda_home, nvcc, device_architectures)
     if missing is None:
-        architectures = env.get("TORCH_CUDA_ARCH_LIST") or device_architectures or DEFAULT_ARCHITECTURES
-        return Plan(cpu, cpu_reason, True, f"nvcc {nvcc}, architectures {architectures}", architectures)
+        architectures, whence = _architectures(env, device_architectures)
+        reason = f"nvcc {nvcc} for PyTorch's CUDA {torch_cuda}, architectures {architectures} ({whence})"
+        return Plan(cpu, cpu_reason, True, reason, architectures, _too_old(architectures))
     forced = env.get("PFGM_FAST_CUDA") == "1"
     return Plan(cpu, cpu_reason, False, missing, error=f"PFGM_FAST_CUDA=1, but {missing}" if forced else None)
 
 
+def _architectures(env: Mapping[str, str], device_architectures: str) -> tuple[str, str]:
+    """The architectures, and where they come from."""
+    listed = env.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").strip(";")
+    if listed:
+        return listed, "TORCH_CUDA_ARCH_LIST"
+    if device_architectures:
+        return device_architectures, "the GPUs of this machine"
+    return DEFAULT_ARCHITECTURES, "the default: no GPU here; TORCH_CUDA_ARCH_LIST chooses others"
+
+
+def _too_old(architectures: str) -> str | None:
+    """What to say where an architecture lacks the instructions that the kernels are made of, or None."""
+    old = [
+        name
+        for name in architectures.split(";")
+        if re.fullmatch(r"\d+\.\d+[a-z]?(\+PTX)?", name) and int(name.split(".")[0]) < 8
+    ]
+    if not old:
+        return None
+    return (
+        f"the CUDA kernels need compute capability 8.0 (Ampere) or later, TORCH_CUDA_ARCH_LIST has {', '.join(old)}: "
+        "take it out, or set PFGM_FAST_CUDA=0 (the Triton backend may still serve that GPU)"
+    )
+
+
 def _missing_for_cuda(
-    env: Mapping[str, str], torch_cuda: str | None, cuda_home: str | None, nvcc: str | None
+    env: Mapping[str, str],
+    torch_cuda: str | None,
+    cuda_home: str | None,
+    nvcc: str | None,
+    device_architectures: str,
 ) -> str | None:
     if env.get("PFGM_FAST_CUDA") == "0":
         return "PFGM_FAST_CUDA=0"
@@ -72,6 +102,14 @@ def _missing_for_cuda(
         return "this PyTorch is a CPU build; install a CUDA build of PyTorch and use --no-build-isolation"
     if cuda_home is None or nvcc is None:
         return f"nvcc not found; install the CUDA toolkit {torch_cuda} and set CUDA_HOME"
+    if (
+        env.get("PFGM_FAST_CUDA") != "1"
+        and not env.get("TORCH_CUDA_ARCH_LIST")
+        and _only_old(device_architectures)
+    ):
+        return (
+            f"this machine's GPU has compute capability {device_architectures}, the kernels need 8.0 or later"
+        )
     if nvcc.split(".")[0] != torch_cuda.split(".")[0]:
         return (
             f"nvcc is {nvcc}, PyTorch was built with CUDA {torch_cuda}: the major versions must agree; "
@@ -80,6 +118,11 @@ def _missing_for_cuda(
     if not any((ROOT / "csrc" / "cuda").glob("*.cu")):
         return "this source tree holds no CUDA sources"
     return None
+
+
+def _only_old(device_architectures: str) -> bool:
+    names = [name for name in device_architectures.split(";") if name]
+    return bool(names) and all(int(name.split(".")[0]) < 8 for name in names)
 
 
 def nvcc_release(cuda_home: str | None) -> str | None:
@@ -170,10 +213,18 @@ def main() -> None:
         extensions.append(
             cpp_extension.CUDAExtension(
                 "pfgm_fast._C_cuda",
-                _sources("cuda", "*.cu"),
+                ["csrc/cuda/module.cpp", *_sources("cuda", "*.cu")],
+                depends=[*_sources("cuda", "*.h"), *_sources("cuda", "**/*.cuh")],
                 extra_compile_args={
-                    "cxx": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"],
-                    "nvcc": ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr"],
+                    "cxx": [
+                        *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"),
+                        f'-DPFGM_FAST_NVCC="{nvcc_release(cuda_home)}"',
+                        f'-DPFGM_FAST_ARCHITECTURES="{decided.architectures}"',
+                    ],
+                    "nvcc": [
+                        *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr"),
+                        "-Xcompiler=-fvisibility=hidden",
+                    ],
                 },
             )
         )
