@@ -4,15 +4,20 @@
 namespace pfgm {
 namespace {
 
+Tensor converted(const Tensor& from, const Tensor& like) {
+  Tensor result = new_like(like);
+  torch::stable::copy_(result, from);
+  return result;
+}
+
 Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next,
                  const Tensor& z, const Tensor& z_next, double gamma, double z_exp) {
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
   require_rows(vz_next, vx, "v_z at z' must be (B,) and contiguous");
   Tensor out = new_like(x);
-  // One kernel reads both networks' outputs: they come from one network, so they have one dtype; where not, the wider is taken.
+  // One kernel reads both networks' outputs: they come from one network, so they have one dtype; where not, x's is taken.
   const bool same = vx.scalar_type() == vx_next.scalar_type();
-  const Tensor first = same ? vx : torch::stable::to(vx, x.scalar_type());
-  const Tensor second = same ? vx_next : torch::stable::to(vx_next, x.scalar_type());
+  const Tensor first = same ? vx : converted(vx, x), second = same ? vx_next : converted(vx_next, x);
   run_rows(
       [&]<class T>(T) {
         return HeunRule<T>{per_row(vz),      per_row(z), per_row(z_next), per_row(vz_next), static_cast<T>(gamma),

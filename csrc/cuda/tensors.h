@@ -39,7 +39,7 @@ inline Stream current_stream(const Tensor&) { return nullptr; }
 #endif
 
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
-  Tensor result = torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+  Tensor result = torch::stable::new_empty(like, sizes, type);
 #if !defined(__CUDACC__)
   const size_t element = type == ScalarType::Byte ? 1 : type == ScalarType::Float ? 4 : 8;
   std::memset(result.data_ptr(), 0xff, element * static_cast<size_t>(result.numel()));  // NaN: what is left unwritten shows
