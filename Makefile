@@ -29,5 +29,9 @@ test: lint
 bench: $(STAMP)
 	$(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
 
+# On a machine with a GPU: its own Python (PyTorch, Triton, nvcc), no network, no environment. See tools/gpu.sh.
+gpu:
+	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu.sh
+
 clean:
 	rm -rf build dist *.egg-info $(VENV) pfgm_fast/*.so

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pfgm_fast.backends.compiled import lacks, loading_error, operator
+
+OLDEST = (8, 0)
+"""Compute capability that the kernels need (asynchronous copies, integer matrix instructions): Ampere."""
 
 
 def unavailable() -> str | None:
@@ -16,7 +21,18 @@ def unavailable() -> str | None:
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
     if x.device.type != "cuda":
         return f"serves CUDA tensors, not {x.device.type}"
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < OLDEST:
+        return f"needs compute capability 8.0 or later, {x.device} has {capability[0]}.{capability[1]}"
     return lacks("pfgm_fast_cuda", op, "CUDA")
+
+
+def build_info() -> dict[str, str] | None:
+    """`nvcc` and `architectures` of the library that is loaded, or None."""
+    if loading_error("_C_cuda") is not None:
+        return None
+    library = importlib.import_module("pfgm_fast._C_cuda")
+    return {"nvcc": library.nvcc, "architectures": library.architectures}
 
 
 def __getattr__(name: str) -> Any:

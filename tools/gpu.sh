@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in parts, with the machine's own Python and no network:
+#
+#   tools/gpu.sh [PART...]      all parts, or those named: info build tests memcheck racecheck bench
+#
+# A part that has already succeeded in $OUT (default: out/gpu) is not run again; FRESH=1 runs it all the same. A part that
+# fails does not stop the later ones; the exit status is the number of failed parts. Each part has a time limit, and
+# all of them together stay below nine minutes. Written to $OUT: PART.log, gpu.jsonl, gpu.md, summary.txt.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3}
+OUT=${OUT:-out/gpu}
+mkdir -p "$OUT"
+OUT=$(cd "$OUT" && pwd)
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PFGM_FAST_OUT="$OUT"
+
+info() {
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
+  nvcc --version | tail -2
+  "$PYTHON" -c 'import sys, torch, triton; print(sys.version); print("torch", torch.__version__, "triton", triton.__version__); assert torch.cuda.is_available(), "PyTorch sees no CUDA device"; print(torch.cuda.get_device_properties(0))'
+}
+build() {
+  PFGM_FAST_CUDA=1 PFGM_FAST_CPU=1 "$PYTHON" setup.py build_ext --inplace
+  "$PYTHON" -m pfgm_fast info
+}
+tests() { "$PYTHON" -m pytest tests/gpu -m gpu -q -rs --durations=5 -p no:cacheprovider; }
+memcheck() {  # the caching allocator would hide accesses behind the end of an array
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 --launch-timeout 60 \
+    "$PYTHON" -m tests.gpu.sanitize
+}
+racecheck() { compute-sanitizer --tool racecheck --error-exitcode 1 --launch-timeout 60 "$PYTHON" -m tests.gpu.sanitize; }
+bench() { "$PYTHON" -m benchmarks.gpu --out "$OUT"; }
+
+declare -A LIMIT=([info]=30 [build]=150 [tests]=110 [memcheck]=60 [racecheck]=60 [bench]=130)
+PARTS=("$@")
+[ ${#PARTS[@]} -gt 0 ] || PARTS=(info build tests memcheck racecheck bench)
+export -f info build tests memcheck racecheck bench
+export PYTHON OUT
+
+failed=0
+for part in "${PARTS[@]}"; do
+  if [ -z "${LIMIT[$part]:-}" ]; then
+    echo "tools/gpu.sh: no part '$part' (parts: ${!LIMIT[*]})" >&2
+    failed=$((failed + 1))
+    continue
+  fi
+  if [ -z "${FRESH:-}" ] && grep -q "^$part ok" "$OUT/summary.txt" 2>/dev/null; then
+    echo "== $part: done before"
+    continue
+  fi
+  echo "== $part"
+  began=$SECONDS
+  timeout --kill-after=5 "${LIMIT[$part]}" bash -c "set -e; $part" >"$OUT/$part.log" 2>&1
+  code=$?
+  [ -f "$OUT/summary.txt" ] && sed -i "/^$part /d" "$OUT/summary.txt"
+  if [ $code -eq 0 ]; then
+    echo "$part ok $((SECONDS - began)) s" | tee -a "$OUT/summary.txt"
+  else
+    failed=$((failed + 1))
+    echo "$part FAILED ($code) $((SECONDS - began)) s" | tee -a "$OUT/summary.txt"
+    tail -n 30 "$OUT/$part.log"
+  fi
+done
+[ -f "$OUT/gpu.md" ] && cat "$OUT/gpu.md"
+cat "$OUT/summary.txt"
+exit $failed
