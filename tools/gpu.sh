@@ -24,7 +24,10 @@ build() {
   PFGM_FAST_CUDA=1 PFGM_FAST_CPU=1 "$PYTHON" setup.py build_ext --inplace
   "$PYTHON" -m pfgm_fast info
 }
-tests() { "$PYTHON" -m pytest tests/gpu -m gpu -q -rs --durations=5 -p no:cacheprovider; }
+tests() {
+  "$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "PyTorch sees no CUDA device: every test would be skipped"'
+  "$PYTHON" -m pytest tests/gpu -m gpu -q -rs --durations=5 -p no:cacheprovider
+}
 memcheck() {  # the caching allocator would hide accesses behind the end of an array
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 --launch-timeout 60 \
     "$PYTHON" -m tests.gpu.sanitize

@@ -1,0 +1,404 @@
+"""The cases of the GPU table, one function each: it prepares, checks the errors, measures, and yields rows (dicts)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pfgm_fast as pf
+from benchmarks.gpu_timing import Function, Measured, graphed, measure, ratio
+from pfgm_fast import peers
+from pfgm_fast.ops.dispatch import backend, status
+
+BAR = 1e-5
+"""Largest error of the unit direction against float64 with which a time may stand."""
+
+Rows = Iterator[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """device; tiny: rehearse on small shapes; data: a path that pfgm_fast.data reads, or None."""
+
+    device: torch.device
+    tiny: bool = False
+    data: str | None = None
+
+    def scaled(self, value: int, small: int) -> int:
+        return min(value, small) if self.tiny else value
+
+    def ours(self) -> list[str]:
+        """The backends that are compared; the first is what the ratios are of."""
+        return ["cuda", "triton"] if self.device.type == "cuda" else ["reference"]
+
+
+def cases(setting: Setting) -> dict[str, Callable[[], Rows]]:
+    """name → case, the rooflines first: other cases refer to them."""
+    roof = Roof(setting)
+    table: dict[str, Callable[[], Rows]] = {"roofline": roof.measure}
+    for name, (batch, count, dim, kind) in {
+        "target 128 x 4096 x 3072": (128, 4096, 3072, "bytes"),
+        "target 128 x 50000 x 3072": (128, 50000, 3072, "bytes"),
+        "target 1024 x 50000 x 3072": (1024, 50000, 3072, "bytes"),
+        "target 16 x 16384 x 196608": (16, 16384, 196608, "bytes"),
+        "target 4096 x 4096 x 2": (4096, 4096, 2, "float32"),
+        "target 128 x 4096 x 3072, float charges": (128, 4096, 3072, "float32"),
+        "target 64 x 60000 x 784": (64, 60000, 784, "bytes"),
+    }.items():
+        shape = (setting.scaled(batch, 8), setting.scaled(count, 64), setting.scaled(dim, 192))
+        table[name] = partial(target, setting, roof, *shape, kind)
+    table["target 128 x 50000 x 3072, all spread"] = partial(
+        target,
+        setting,
+        roof,
+        setting.scaled(128, 8),
+        setting.scaled(50000, 64),
+        setting.scaled(3072, 192),
+        "bytes",
+        True,
+    )
+    for batch, dim in ((8192, 3072), (256, 196608)):
+        table[f"Euler step {batch} x {dim}"] = partial(
+            euler_step, setting, roof, setting.scaled(batch, 8), setting.scaled(dim, 9000)
+        )
+    table["Euler sampler, DDPM++ 32 x 32, batch 16"] = partial(sampler, setting)
+    table["training step, DDPM++ 32 x 32, batch 128"] = partial(training_step, setting)
+    return table
+
+
+# ---- rooflines -----------------------------------------------------------------------------------------------------------
+
+
+class Roof:
+    """What this machine reaches in this run: bytes/s of a large copy (read + written), operations/s of large products."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting, self.copy = setting, math.nan
+
+    def measure(self) -> Rows:
+        device, size = self.setting.device, self.setting.scaled(1 << 31, 1 << 22)
+        source = torch.empty(size, dtype=torch.uint8, device=device).random_()
+        target = torch.empty_like(source)
+        took = measure({"copy": lambda: target.copy_(source)}, device, budget=0.3)["copy"]
+        self.copy = 2 * size / took.median
+        yield _row("copy of 2 GiB", took, rate=self.copy / 1e12, unit="TB/s")
+        n = self.setting.scaled(8192, 64)
+        for dtype in (torch.bfloat16, torch.float32, torch.int8):
+            a = torch.randn(n, n, device=device)
+            a = (a * 30).to(dtype) if dtype == torch.int8 else a.to(dtype)
+            product = (lambda a=a: torch._int_mm(a, a)) if dtype == torch.int8 else (lambda a=a: a @ a)
+            took = measure({"product": product}, device, rounds=5, budget=0.2)["product"]
+            yield _row(
+                f"{str(dtype).removeprefix('torch.')} product of {n}",
+                took,
+                rate=2 * n**3 / took.median / 1e12,
+                unit="Tops/s",
+            )
+
+
+def _row(what: str, took: Measured, **more: Any) -> dict[str, Any]:
+    return {"what": what, "ms": took.median * 1e3, "p20": took.low * 1e3, "p80": took.high * 1e3, **more}
+
+
+# ---- the field -----------------------------------------------------------------------------------------------------------
+
+
+def images(setting: Setting, count: int, dim: int) -> Tensor:
+    """(count, dim) bytes: the given data where they fit, else random fields with natural images' 1/f spectrum."""
+    if setting.data and dim == 3072:
+        from pfgm_fast import data
+
+        flat = data.load(setting.data).images.flatten(1)
+        if len(flat) >= count and flat.shape[1] == dim:
+            return flat[:count].to(setting.device)
+    side = max(2, math.ceil(math.sqrt(dim / 3)))
+    generator = torch.Generator(setting.device).manual_seed(0)
+    axis = torch.fft.fftfreq(side, device=setting.device)
+    amplitude = 1 / (axis[:, None].square() + axis.square() + (1 / side) ** 2).sqrt()
+    out = torch.empty(count, dim, dtype=torch.uint8, device=setting.device)
+    for part in out.split(max(1, (1 << 27) // (3 * side * side))):
+        noise = torch.randn(len(part), 3, side, side, device=setting.device, generator=generator)
+        field = torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real
+        field = 0.8 * field.mean(1, keepdim=True) + 0.3 * field
+        part.copy_((120 + 62 * field / field.std()).clamp(0, 255).flatten(1)[:, :dim])
+    return out
+
+
+def target(
+    setting: Setting, roof: Roof, batch: int, count: int, dim: int, kind: str, spread: bool = False
+) -> Rows:
+    """pfgm_target on queries of the paper's perturbation (spread: m = 285 for every query)."""
+    from pfgm_fast.methods import PFGM
+
+    device = setting.device
+    if kind == "bytes":
+        charges = pf.Charges(images(setting, count, dim))
+    else:
+        charges = pf.Charges(
+            torch.randn(count, dim, device=device, generator=torch.Generator(device).manual_seed(3))
+        )
+    source = torch.arange(batch, device=device) % count
+    method = PFGM()
+    x, z = method.perturb(charges.values(source), torch.Generator(device).manual_seed(1))
+    if spread:
+        growth = 0.01 * (1 + method.tau) ** 285
+        x, z = (
+            charges.values(source) + growth * torch.randn(batch, dim, device=device),
+            torch.full((batch,), growth, device=device),
+        )
+    rows = torch.linspace(0, batch - 1, min(batch, 8 if dim < 100_000 else 2)).long().to(device)
+    expected = exact_direction(x[rows], z[rows], charges)
+
+    functions: dict[str, Function] = {}
+    found: list[dict[str, Any]] = []
+    for name in setting.ours():
+        reason = (
+            status()[name]
+            if status()[name] != "ok"
+            else backend(name).refuses("poisson_field", x, charges.flat)
+        )
+        if reason is not None:
+            found.append({"what": name, "note": reason})
+            continue
+        functions[name] = partial(_with_backend, name, x, z, charges)
+    need = {
+        "Gram, cuBLAS float32": 4 * (count * dim + 3 * batch * count),
+        "the authors' formula": 12 * batch * count * (dim + 1),
+    }
+    values = charges.values() if need["Gram, cuBLAS float32"] < 60 << 30 else None
+    for name, peer in (
+        ("Gram, cuBLAS float32", peers.gram_target),
+        ("the authors' formula", peers.authors_target),
+    ):
+        if values is None or need[name] > _memory(setting):
+            found.append(
+                {"what": name, "note": f"does not fit: would need about {need[name] / 2**30:.0f} GiB"}
+            )
+        else:
+            functions[name] = partial(peer, x, z, values)
+
+    gate: dict[str, dict[str, Any]] = {}
+    for name, function in list(functions.items()):
+        try:
+            vx, vz = function()
+        except torch.OutOfMemoryError:
+            found.append({"what": name, "note": "out of memory"})
+            del functions[name]
+            continue
+        except Exception as broken:  # one alternative that breaks leaves the others their times
+            said = f"{type(broken).__name__}: {str(broken)[:120]}"
+            found.append({"what": name, "note": said, "failed": name in setting.ours()})
+            del functions[name]
+            continue
+        error = float((_direction(vx[rows], vz[rows]) - expected).norm(dim=1).max())
+        ours = name in setting.ours()
+        gate[name] = {"error": error, "failed": ours and not error <= BAR}
+        del vx, vz
+        if gate[name]["failed"]:  # a wrong result has no time
+            found.append({"what": name, "note": f"error {error:.1e} above {BAR:.0e}", **gate[name]})
+            del functions[name]
+    first = next(iter(functions), None)
+    if first in setting.ours():
+        replay = graphed(functions[first], device)
+        if replay is not None:
+            functions[f"{first}, graph"], gate[f"{first}, graph"] = replay, gate[first]
+    times = measure(functions, device, rounds=9, budget=0.5)
+    read = charges.flat.numel() * charges.flat.element_size()
+    for name, took in times.items():
+        extra = {"speedup": ratio(took, times[first])} if first else {}
+        yield _row(name, took, **gate[name], **extra, share_of_copy=read / took.median / roof.copy)
+    yield from found
+
+
+def _with_backend(name: str, x: Tensor, z: Tensor, charges: pf.Charges) -> tuple[Tensor, Tensor]:
+    with pf.use_backend(name):
+        return pf.pfgm_target(x, z, charges)
+
+
+def _memory(setting: Setting) -> int:
+    return torch.cuda.get_device_properties(0).total_memory if setting.device.type == "cuda" else 4 << 30
+
+
+def _direction(vx: Tensor, vz: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(torch.cat([vx, vz[:, None]], 1).double(), dim=1)
+
+
+def exact_direction(x: Tensor, z: Tensor, charges: pf.Charges) -> Tensor:
+    """The unit direction of v in float64 by direct differences, charges a block at a time: −(x − m, z) normalised."""
+    x, z = x.double(), z.double()
+    power = -0.5 * (x.shape[1] + 1)
+    squares = torch.cat(
+        [
+            torch.stack([(block - row).square().sum(1) for row in x])
+            for block in (charges.values(i, torch.float32).double() for i in _blocks(charges))
+        ],
+        1,
+    )
+    weights = torch.softmax(power * torch.log1p(squares / (z * z)[:, None]), 1)
+    field = torch.zeros_like(x)
+    for i in _blocks(charges):
+        block = charges.values(i, torch.float32).double()
+        for row in range(len(x)):
+            field[row] -= weights[row, i] @ (block - x[row])
+    return -torch.nn.functional.normalize(torch.cat([field, z[:, None]], 1), dim=1)
+
+
+def _blocks(charges: pf.Charges) -> list[slice]:
+    rows = max(1, (1 << 27) // charges.dim)
+    return [slice(i, min(i + rows, len(charges))) for i in range(0, len(charges), rows)]
+
+
+# ---- the fused step ------------------------------------------------------------------------------------------------------
+
+
+def euler_step(setting: Setting, roof: Roof, batch: int, dim: int) -> Rows:
+    """Below z_exp, where the norm is needed: reads x, v, writes x; against one copy's bandwidth and plain PyTorch."""
+    device = setting.device
+    # Rotated among several sets of inputs that are together larger than the cache.
+    sets = [torch.randn(3, batch, dim, device=device) for _ in range(3)]
+    for _, v, _ in sets:
+        v *= 0.3  # a field's n = ‖v‖/√N is below 1
+    vz, z, z_next = (
+        -torch.ones(batch, device=device),
+        torch.tensor(1.0, device=device),
+        torch.tensor(0.9, device=device),
+    )
+    turn = [0]
+
+    def ours(name: str) -> None:
+        turn[0] = (turn[0] + 1) % len(sets)
+        x, v, out = sets[turn[0]]
+        with pf.use_backend(name):
+            pf.euler_step(x, v, vz, z, z_next, out=out)
+
+    def plain() -> None:
+        turn[0] = (turn[0] + 1) % len(sets)
+        peers.plain_euler(sets[turn[0]][0], sets[turn[0]][1], vz, 1.0, 0.9)
+
+    functions: dict[str, Function] = {
+        name: partial(ours, name) for name in setting.ours() if status()[name] == "ok"
+    }
+    functions["plain PyTorch"] = plain
+    x, v, _ = sets[0]
+    from pfgm_fast.backends import reference
+
+    expected = reference.euler_step(
+        x.double(), v.double(), vz.double(), z.double(), z_next.double(), 5.0, 5.0
+    )
+    gates = {}
+    for name in list(functions)[:-1]:
+        with pf.use_backend(name):
+            error = float((pf.euler_step(x, v, vz, z, z_next) - expected).norm() / expected.norm())
+        gates[name] = {"error": error, "failed": not error <= 1e-6}
+    times = measure(functions, device, budget=0.3)
+    first = next(iter(times))
+    for name, took in times.items():
+        moved = 3 * 4 * batch * dim / took.median
+        yield _row(
+            name,
+            took,
+            **gates.get(name, {}),
+            speedup=ratio(took, times[first]),
+            share_of_copy=moved / roof.copy,
+        )
+
+
+# ---- the pipeline --------------------------------------------------------------------------------------------------------
+
+
+def _network(setting: Setting) -> torch.nn.Module:
+    from pfgm_fast.nn import DDPMpp, UNetConfig
+
+    torch.manual_seed(0)
+    config = (
+        UNetConfig(3, 8, 32, (1, 2), 1, (4,))
+        if setting.tiny
+        else UNetConfig(3, 32, 128, (1, 2, 2, 2), 4, (16,), dropout=0.1)
+    )
+    return DDPMpp(config).to(setting.device)
+
+
+def sampler(setting: Setting) -> Rows:
+    """Ten Euler steps: eager float32 in plain PyTorch; ours with bf16, channels-last, one CUDA graph."""
+    from pfgm_fast.sampling_graph import EulerGraph
+
+    net, side = _network(setting).eval(), 8 if setting.tiny else 32
+    steps = 3 if setting.tiny else 10
+    shape = (2 if setting.tiny else 16, 3, side, side)
+    x0 = 40 * torch.randn(shape, device=setting.device)
+    grid = torch.logspace(math.log10(40.0), -3, steps + 1).tolist()
+
+    @torch.no_grad()
+    def eager() -> Tensor:
+        x = x0
+        for z, z_next in pairwise(grid):
+            vx, vz = net(x, torch.full((len(x),), z, device=x.device))
+            x = peers.plain_euler(x, vx, vz, z, z_next)
+        return x
+
+    exact = eager()
+    fast_net = _network(setting).eval().to(memory_format=torch.channels_last)
+    plain_graph = EulerGraph(net, shape, setting.device)
+    fast_graph = EulerGraph(fast_net, shape, setting.device, autocast=torch.bfloat16)
+    functions: dict[str, Function] = {
+        "ours: graph, bf16, channels-last": lambda: fast_graph(x0, grid),
+        "ours: graph, float32": lambda: plain_graph(x0, grid),
+        "eager float32 loop": eager,
+    }
+    notes = {name: graph.reason for name, graph in zip(functions, (fast_graph, plain_graph), strict=False)}
+    times = measure(functions, setting.device, rounds=5, budget=1.0)
+    first = next(iter(times))
+    for name, function in functions.items():
+        error = float((function() - exact).norm() / exact.norm())
+        note = {"note": f"not captured: {notes[name]}"} if notes.get(name) else {}
+        yield _row(name, times[name], error=error, speedup=ratio(times[name], times[first]), **note)
+
+
+def training_step(setting: Setting) -> Rows:
+    """Forward, backward, Adam; the target over all charges (ours), over M = 4096 by the authors' formula (eager float32)."""
+    from pfgm_fast.methods import PFGM
+
+    count, batch, side = setting.scaled(50000, 64), setting.scaled(128, 4), 8 if setting.tiny else 32
+    charges = pf.Charges(images(setting, count, 3 * side * side).view(count, 3, side, side))
+    subset = charges.values(slice(0, min(4096, count))).flatten(1)
+    method, index = PFGM(), torch.arange(batch, device=setting.device)
+
+    def step(net: torch.nn.Module, ours: bool) -> Function:
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=setting.device.type == "cuda" and ours)
+        net.train()
+
+        def run() -> None:
+            images_ = charges.values(index)
+            if ours:
+                with torch.autocast(setting.device.type, torch.bfloat16):
+                    loss = method.loss(net, images_, index, charges, None).mean()
+            else:
+                x, z = method.perturb(images_)
+                vx, vz = peers.authors_target(x.flatten(1), z, subset)
+                got_x, got_z = net(x, z)
+                loss = ((got_x.flatten(1) - vx).square().sum(1) + (got_z - vz).square()).mean() / (
+                    charges.dim + 1
+                )
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return run
+
+    functions = {
+        "ours: all charges, bf16, channels-last": step(
+            _network(setting).to(memory_format=torch.channels_last), True
+        ),
+        "eager float32, the authors' formula, M = 4096": step(_network(setting), False),
+    }
+    times = measure(functions, setting.device, rounds=5, budget=1.5)
+    first = next(iter(times))
+    for name, took in times.items():
+        yield _row(name, took, speedup=ratio(took, times[first]), rate=batch / took.median, unit="images/s")
