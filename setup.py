@@ -203,7 +203,7 @@ def main() -> None:
         extensions.append(
             cpp_extension.CppExtension(
                 "pfgm_fast._C",
-                ["csrc/build_info.cpp", *_sources("cpu", "*.cpp")],
+                ["csrc/build_info.cpp", *_sources("cpu", "**/*.cpp")],
                 extra_compile_args=flags,
                 extra_link_args=["-fopenmp"],
             )

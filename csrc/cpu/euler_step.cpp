@@ -1,0 +1,50 @@
+// euler_step(x, vx, vz, z, z_next, gamma, z_exp): x + (z' − z) v_x/v_z, and euler_step.out, where out may be x.
+#include "steps.h"
+
+namespace pfgm {
+namespace {
+
+template <class T>
+void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
+         const Tensor& out) {
+  const int64_t dim = x.sizes()[1];
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  over_rows(x.sizes()[0], dim, [&](int64_t begin, int64_t end) {
+    Rows<T> rows(vx);
+    for (int64_t row = begin; row < end; ++row) {
+      const T* v = rows(row);
+      const double t = of_row(z, row), h = of_row(z_next, row) - t;
+      const T factor = static_cast<T>(h * inverse_vz(v, dim, of_row(vz, row), t, gamma, z_exp));
+      combine(from + row * dim, v, factor, to + row * dim, dim);
+    }
+  });
+}
+
+void into(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
+          const Tensor& out) {
+  require_step(x, vx, vz);
+  require(out.is_contiguous() && out.sizes() == x.sizes() && out.scalar_type() == x.scalar_type(), "out must be like x");
+  const auto function = x.scalar_type() == ScalarType::Double ? run<double> : run<float>;
+  function(x, vx, vz, z, z_next, gamma, z_exp, out);
+}
+
+Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
+                  double z_exp) {
+  Tensor out = new_like(x);
+  into(x, vx, vz, z, z_next, gamma, z_exp, out);
+  return out;
+}
+
+void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
+                    double z_exp, const Tensor& out) {
+  into(x, vx, vz, z, z_next, gamma, z_exp, out);
+}
+
+}  // namespace
+}  // namespace pfgm
+
+PFGM_LIBRARY_IMPL(m) {
+  m.impl("euler_step", TORCH_BOX(&pfgm::euler_step));
+  m.impl("euler_step.out", TORCH_BOX(&pfgm::euler_step_out));
+}

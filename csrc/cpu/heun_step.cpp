@@ -1,0 +1,38 @@
+// heun_step(x, vx, vz, vx_next, vz_next, z, z_next, gamma, z_exp): x + (z' − z)/2 · (dx/dz at z + dx/dz at z').
+#include "steps.h"
+
+namespace pfgm {
+namespace {
+
+template <class T>
+void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next, const Tensor& z,
+         const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
+  const int64_t dim = x.sizes()[1];
+  const T* from = static_cast<const T*>(x.const_data_ptr());
+  T* to = static_cast<T*>(out.mutable_data_ptr());
+  over_rows(x.sizes()[0], dim, [&](int64_t begin, int64_t end) {
+    Rows<T> rows(vx), rows_next(vx_next);
+    for (int64_t row = begin; row < end; ++row) {
+      const T *v = rows(row), *v_next = rows_next(row);
+      const double t = of_row(z, row), t_next = of_row(z_next, row), half = 0.5 * (t_next - t);
+      const T first = static_cast<T>(half * inverse_vz(v, dim, of_row(vz, row), t, gamma, z_exp));
+      const T second = static_cast<T>(half * inverse_vz(v_next, dim, of_row(vz_next, row), t_next, gamma, z_exp));
+      combine(from + row * dim, v, first, v_next, second, to + row * dim, dim);
+    }
+  });
+}
+
+Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next, const Tensor& z,
+                 const Tensor& z_next, double gamma, double z_exp) {
+  require_step(x, vx, vz);
+  require_step(x, vx_next, vz_next);
+  Tensor out = new_like(x);
+  const auto function = x.scalar_type() == ScalarType::Double ? run<double> : run<float>;
+  function(x, vx, vz, vx_next, vz_next, z, z_next, gamma, z_exp, out);
+  return out;
+}
+
+}  // namespace
+}  // namespace pfgm
+
+PFGM_LIBRARY_IMPL(m) { m.impl("heun_step", TORCH_BOX(&pfgm::heun_step)); }

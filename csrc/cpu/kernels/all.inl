@@ -1,0 +1,32 @@
+// Everything of one instruction set; included inside its namespace, after kWidth, Vector, Whole, fma, from_bytes, dot_bytes.
+// Only raw loops and builtins here: an inline function of the standard library compiled for one instruction set must never be
+// merged with another's.
+namespace {
+#include "vectors.inl"
+#include "product.inl"
+#include "rows.inl"
+#include "spread.inl"
+#include "plane.inl"
+
+Kernels table_named(const char* name) {
+  Kernels table{};
+  table.name = name;
+  table.tile_rows = kTileRows;
+  table.tile_charges = kTileCharges;
+  table.has_bytes = kHasBytes;
+  table.pack_rows = pack_rows;
+  table.product = product;
+  table.product_scratch = product_scratch;
+  table.pack_digits = pack_digits;
+  table.product_digits = product_digits;
+  table.least = least;
+  table.select = select_below;
+  table.weigh = weigh;
+  table.distance = distance;
+  table.decode = decode_row;
+  table.add_difference = add_difference;
+  table.spread = spread;
+  table.plane = plane;
+  return table;
+}
+}  // namespace

@@ -1,0 +1,31 @@
+// The kernels for AVX2 with FMA: eight lanes, sixteen registers.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "table.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+namespace pfgm::avx2 {
+namespace {
+constexpr int kWidth = 8, kTileRows = 4, kVectors = 3;
+constexpr bool kHasBytes = false;
+typedef float Vector __attribute__((vector_size(32)));
+typedef int32_t Whole __attribute__((vector_size(32)));
+inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline Vector from_bytes(const uint8_t* p) {
+  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+}  // namespace
+#include "all.inl"
+Kernels make_table() { return table_named("avx2"); }
+}  // namespace pfgm::avx2
+#pragma GCC pop_options
+#else
+namespace pfgm::avx2 { Kernels make_table() { return {}; } }
+#endif

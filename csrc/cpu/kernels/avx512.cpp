@@ -1,0 +1,32 @@
+// The kernels for AVX-512 with VNNI: sixteen lanes, thirty-two registers, four byte products a lane.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "table.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
+namespace pfgm::avx512 {
+namespace {
+constexpr int kWidth = 16, kTileRows = 8, kVectors = 3;
+constexpr bool kHasBytes = true;
+typedef float Vector __attribute__((vector_size(64)));
+typedef int32_t Whole __attribute__((vector_size(64)));
+inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline Vector from_bytes(const uint8_t* p) {
+  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+/// sum += Σ over four: unsigned bytes of a times signed bytes of b.
+inline Whole dot_bytes(Whole sum, Whole a, Whole b) { return (Whole)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+}  // namespace
+#include "all.inl"
+Kernels make_table() { return table_named("avx512"); }
+}  // namespace pfgm::avx512
+#pragma GCC pop_options
+#else
+namespace pfgm::avx512 { Kernels make_table() { return {}; } }
+#endif

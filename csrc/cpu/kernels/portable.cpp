@@ -1,0 +1,21 @@
+// The kernels for any processor: four lanes, as the compiler maps them.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "table.h"
+
+namespace pfgm::portable {
+namespace {
+constexpr int kWidth = 4, kTileRows = 4, kVectors = 2;
+constexpr bool kHasBytes = false;
+typedef float Vector __attribute__((vector_size(16)));
+typedef int32_t Whole __attribute__((vector_size(16)));
+inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
+inline Vector from_bytes(const uint8_t* p) { return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+}  // namespace
+#include "all.inl"
+Kernels make_table() { return table_named("portable"); }
+}  // namespace pfgm::portable

@@ -1,0 +1,186 @@
+// The first product: u_ij = n_j − 2 x_i·y_j for all pairs.
+//
+// Tiling: kTileRows × (kVectors·kWidth) sums in registers (AVX-512: 8 × 48). For each tile of charges and block of kDepth
+// coordinates the charges are transposed into a panel of the first-level cache, against which all rows of x run. Charges are read
+// once from memory; x, packed once, comes from the second-level cache. Cost: B M N multiply–adds, M N loads and shuffles.
+
+constexpr int kTileCharges = kVectors * kWidth;
+constexpr int64_t kDepth = 128;
+
+inline int64_t rows_padded(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
+/// In place: the kWidth × kWidth block of 32-bit lanes is transposed in log₂ kWidth rounds of pairwise shuffles.
+inline void transpose(Vector (&block)[kWidth]) {
+  for (int half = kWidth / 2; half >= 1; half /= 2) {
+    Whole low{}, high{};
+    for (int lane = 0; lane < kWidth; ++lane) {
+      const bool second = (lane & half) != 0;
+      low[lane] = second ? kWidth + lane - half : lane;
+      high[lane] = second ? kWidth + lane : lane + half;
+    }
+    for (int i = 0; i < kWidth; ++i) {
+      if (i & half) continue;
+      const Vector a = block[i], b = block[i + half];
+      block[i] = __builtin_shuffle(a, b, low);
+      block[i + half] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+/// kWidth coordinates from k on of charge j, as floats (bytes less 128, which is exact).
+inline Vector charge_lanes(const ChargeRows& charges, int64_t j, int64_t k, int64_t n) {
+  if (!charges.bytes) {
+    const float* p = static_cast<const float*>(charges.data) + j * charges.dim + k;
+    return n >= kWidth ? load(p) : load_part(p, n, 0.0f);
+  }
+  const uint8_t* p = static_cast<const uint8_t*>(charges.data) + j * charges.dim + k;
+  if (n >= kWidth) return from_bytes(p) - 128.0f;
+  uint8_t lanes[kWidth];
+  for (int i = 0; i < kWidth; ++i) lanes[i] = i < n ? p[i] : 128;
+  return from_bytes(lanes) - 128.0f;
+}
+
+/// panel[k][charge] for depth coordinates from k0 on of the tile's charges; charges beyond the last are zero.
+inline void pack_charges(const ChargeRows& charges, int64_t count, int64_t tile, int64_t k0, int64_t depth, float* panel) {
+  for (int vector = 0; vector < kVectors; ++vector)
+    for (int64_t k = 0; k < depth; k += kWidth) {
+      Vector block[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t j = tile + vector * kWidth + i;
+        block[i] = j < count ? charge_lanes(charges, j, k0 + k, depth - k) : Vector{};
+      }
+      transpose(block);
+      const int64_t used = depth - k < kWidth ? depth - k : kWidth;
+      for (int64_t i = 0; i < used; ++i) store(panel + (k + i) * kTileCharges + vector * kWidth, block[i]);
+    }
+}
+
+/// Panels [tile of rows][k][row], blocks of kDepth one after the other: x of a register tile is read in order.
+void pack_rows(const float* x, int64_t rows, int64_t dim, float* packed) {
+  const int64_t padded = rows_padded(rows);
+  for (int64_t k0 = 0; k0 < dim; k0 += kDepth) {
+    const int64_t depth = dim - k0 < kDepth ? dim - k0 : kDepth;
+    for (int64_t i0 = 0; i0 < padded; i0 += kTileRows)
+      for (int64_t k = 0; k < depth; ++k)
+        for (int i = 0; i < kTileRows; ++i) *packed++ = i0 + i < rows ? x[(i0 + i) * dim + k0 + k] : 0.0f;
+  }
+}
+
+inline void multiply_tile(const float* x, const float* panel, int64_t depth, float* sums) {
+  Vector sum[kTileRows][kVectors];  // from zero in each block: short sums of short sums lose far less than one long one
+  for (int i = 0; i < kTileRows; ++i)
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
+  for (int64_t k = 0; k < depth; ++k, x += kTileRows, panel += kTileCharges) {
+    Vector y[kVectors];
+    for (int v = 0; v < kVectors; ++v) y[v] = load(panel + v * kWidth);
+    for (int i = 0; i < kTileRows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(all(x[i]), y[v], sum[i][v]);
+  }
+  for (int i = 0; i < kTileRows; ++i)
+    for (int v = 0; v < kVectors; ++v) {
+      float* place = sums + i * kTileCharges + v * kWidth;
+      store(place, load(place) + sum[i][v]);
+    }
+}
+
+int64_t product_scratch(int64_t rows) { return rows_padded(rows) * kTileCharges + kDepth * kTileCharges; }
+
+void product(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last, float scale,
+             const float* norms, float* u, int64_t stride, float* scratch) {
+  const int64_t padded = rows_padded(rows);
+  float* sums = scratch;
+  float* panel = scratch + padded * kTileCharges;
+  for (int64_t tile = first; tile < last; tile += kTileCharges) {
+    std::memset(sums, 0, sizeof(float) * padded * kTileCharges);
+    const float* x = packed;
+    for (int64_t k0 = 0; k0 < charges.dim; k0 += kDepth) {
+      const int64_t depth = charges.dim - k0 < kDepth ? charges.dim - k0 : kDepth;
+      pack_charges(charges, count, tile, k0, depth, panel);
+      for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
+        multiply_tile(x, panel, depth, sums + i0 * kTileCharges);
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      for (int v = 0; v < kVectors; ++v)
+        store(u + i * stride + tile + v * kWidth,
+              fma(all(-2.0f * scale), load(sums + i * kTileCharges + v * kWidth), load(norms + tile + v * kWidth)));
+  }
+}
+
+// ---- one digit of x against bytes: four coordinates a lane, sums in int32, exact up to 66,000 coordinates ----------------------
+
+constexpr int64_t kQuads = 256;  // depth of a panel, in fours of coordinates
+
+void pack_digits(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed) {
+  const int64_t padded = rows_padded(rows), quads = (dim + 3) / 4;
+  for (int64_t q0 = 0; q0 < quads; q0 += kQuads) {
+    const int64_t depth = quads - q0 < kQuads ? quads - q0 : kQuads;
+    for (int64_t i0 = 0; i0 < padded; i0 += kTileRows)
+      for (int64_t q = 0; q < depth; ++q)
+        for (int i = 0; i < kTileRows; ++i) {
+          int8_t four[4] = {0, 0, 0, 0};
+          for (int64_t b = 0; b < 4; ++b) {
+            const int64_t k = 4 * (q0 + q) + b;
+            if (i0 + i < rows && k < dim) four[b] = x[(i0 + i) * dim + k];
+          }
+          std::memcpy(packed++, four, 4);
+        }
+  }
+}
+
+inline void multiply_digits(const int32_t* x, const int32_t* panel, int64_t depth, int32_t* sums) {
+  Whole sum[kTileRows][kVectors];
+  for (int i = 0; i < kTileRows; ++i)
+    for (int v = 0; v < kVectors; ++v) sum[i][v] = load_whole(sums + i * kTileCharges + v * kWidth);
+  for (int64_t q = 0; q < depth; ++q, x += kTileRows, panel += kTileCharges) {
+    Whole y[kVectors];
+    for (int v = 0; v < kVectors; ++v) y[v] = load_whole(panel + v * kWidth);
+    for (int i = 0; i < kTileRows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_bytes(sum[i][v], y[v], all_whole(x[i]));
+  }
+  for (int i = 0; i < kTileRows; ++i)
+    for (int v = 0; v < kVectors; ++v) store_whole(sums + i * kTileCharges + v * kWidth, sum[i][v]);
+}
+
+inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
+  const int64_t k = 4 * q;
+  if (k + 4 * kWidth <= dim) return *reinterpret_cast<const Unaligned*>(row + k);
+  uint8_t lanes[4 * kWidth] = {};
+  if (k < dim) std::memcpy(lanes, row + k, static_cast<size_t>(dim - k));
+  return *reinterpret_cast<const Unaligned*>(lanes);
+}
+
+inline void pack_quads(const ChargeRows& charges, int64_t count, int64_t tile, int64_t q0, int64_t depth, float* panel) {
+  for (int vector = 0; vector < kVectors; ++vector)
+    for (int64_t q = 0; q < depth; q += kWidth) {
+      Vector block[kWidth];
+      for (int i = 0; i < kWidth; ++i) {
+        const int64_t j = tile + vector * kWidth + i;
+        block[i] = j < count ? quad_lanes(static_cast<const uint8_t*>(charges.data) + j * charges.dim, charges.dim, q0 + q) : Vector{};
+      }
+      transpose(block);
+      const int64_t used = depth - q < kWidth ? depth - q : kWidth;
+      for (int64_t i = 0; i < used; ++i) store(panel + (q + i) * kTileCharges + vector * kWidth, block[i]);
+    }
+}
+
+void product_digits(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
+                    const float* scales, const float* norms, float* u, int64_t stride, int32_t* scratch) {
+  const int64_t padded = rows_padded(rows), quads = (charges.dim + 3) / 4;
+  int32_t* sums = scratch;
+  int32_t* panel = scratch + padded * kTileCharges;
+  for (int64_t tile = first; tile < last; tile += kTileCharges) {
+    std::memset(sums, 0, sizeof(int32_t) * padded * kTileCharges);
+    const int32_t* x = packed;
+    for (int64_t q0 = 0; q0 < quads; q0 += kQuads) {
+      const int64_t depth = quads - q0 < kQuads ? quads - q0 : kQuads;
+      pack_quads(charges, count, tile, q0, depth, reinterpret_cast<float*>(panel));
+      for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
+        multiply_digits(x, panel, depth, sums + i0 * kTileCharges);
+    }
+    for (int64_t i = 0; i < rows; ++i)
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector sum = __builtin_convertvector(load_whole(sums + i * kTileCharges + v * kWidth), Vector);
+        store(u + i * stride + tile + v * kWidth, fma(all(-scales[i]), sum, load(norms + tile + v * kWidth)));
+      }
+  }
+}

@@ -1,0 +1,136 @@
+// What is done with one row of u, and with single charges. Rows of u are padded to whole tiles; the padding is never looked at.
+
+int64_t least(const float* u, int64_t count) {
+  Vector best = all(std::numeric_limits<float>::infinity());
+  int64_t j = 0;
+  for (; j + kWidth <= count; j += kWidth) best = lesser(load(u + j), best);
+  float value = std::numeric_limits<float>::infinity();
+  for (int lane = 0; lane < kWidth; ++lane) value = best[lane] < value ? best[lane] : value;
+  for (; j < count; ++j) value = u[j] < value ? u[j] : value;
+  for (j = 0; j < count; ++j)
+    if (u[j] <= value) return j;
+  return 0;
+}
+
+int64_t select_below(const float* u, const float* roots, float slack, float bound, int64_t count, int32_t* index, int64_t room) {
+  int64_t found = 0, j = 0;
+  for (; j + kWidth <= count; j += kWidth) {
+    const Whole below = fma(all(-slack), load(roots + j), load(u + j)) <= all(bound);
+    int32_t any = 0;
+    for (int lane = 0; lane < kWidth; ++lane) any |= below[lane];
+    if (!any) continue;
+    for (int lane = 0; lane < kWidth; ++lane)
+      if (below[lane]) {
+        if (found < room) index[found] = static_cast<int32_t>(j + lane);
+        ++found;
+      }
+  }
+  for (; j < count; ++j)
+    if (u[j] - slack * roots[j] <= bound) {
+      if (found < room) index[found] = static_cast<int32_t>(j);
+      ++found;
+    }
+  return found;
+}
+
+inline Vector weights_of(Vector gap, Vector log_q, const FloatLaw& law) {
+  if (law.gaussian) return exponential(fma(gap, all(-law.per_gap), log_q));
+  const Vector t = lesser(greater(gap * law.per_gap, all(-0.999f)), all(1e30f));
+  return exponential(fma(log1p(t), all(-law.power), log_q));
+}
+
+inline Vector rates_of(Vector gap, const FloatLaw& law) {
+  return law.gaussian ? all(1.0f / law.radius2) : all(law.total) / (gap + law.distance2);
+}
+
+WeightSums weigh(float* u, float* pulls, const float* log_q, float anchor, const FloatLaw& law, int64_t count) {
+  constexpr int64_t kChunk = 64 * kWidth;  // lanes are added up in float for a chunk, then in double
+  WeightSums sums{0, 0, 0};
+  for (int64_t start = 0; start < count; start += kChunk) {
+    const int64_t stop = start + kChunk < count ? start + kChunk : count;
+    Vector mass{}, rate{}, trace{};
+    for (int64_t j = start; j < stop; j += kWidth) {
+      const int64_t n = stop - j;
+      const bool whole = n >= kWidth;
+      const Vector gap = (whole ? load(u + j) : load_part(u + j, n, std::numeric_limits<float>::infinity())) - anchor;
+      const Vector shift = log_q ? (whole ? load(log_q + j) : load_part(log_q + j, n, 0.0f)) : Vector{};
+      Vector weight = weights_of(gap, shift, law);
+      if (!whole) {  // lanes beyond the end weigh nothing
+        float lanes[kWidth];
+        store(lanes, weight);
+        weight = load_part(lanes, n, 0.0f);
+      }
+      weight = weight < law.cut ? Vector{} : weight;
+      mass += weight;
+      if (pulls) {
+        Vector c = rates_of(gap, law);
+        if (!whole) {
+          float lanes[kWidth];
+          store(lanes, c);
+          c = load_part(lanes, n, 0.0f);
+        }
+        const Vector pull = weight * c;
+        rate += pull;
+        // c ‖ρ‖² = total − r² c, or ‖ρ‖²/σ² where D = ∞
+        const Vector whole_squares = whole ? gap + (law.distance2 - law.radius2) : load_part(reinterpret_cast<const float*>(&gap), n, 0.0f) + (law.distance2 - law.radius2);
+        trace += law.gaussian ? pull * whole_squares : fma(all(-law.radius2), pull, weight * law.total);
+        whole ? store(pulls + j, pull) : store_part(pulls + j, n, pull);
+      }
+      whole ? store(u + j, weight) : store_part(u + j, n, weight);
+    }
+    sums.mass += sum_double(mass);
+    sums.rate += sum_double(rate);
+    sums.trace += sum_double(trace);
+  }
+  return sums;
+}
+
+/// Decoded lanes of charge j from k on: real values, as the reference decodes them.
+inline Vector value_lanes(const ChargeRows& charges, int64_t j, int64_t k) {
+  if (!charges.bytes) return load(static_cast<const float*>(charges.data) + j * charges.dim + k);
+  return byte_value(from_bytes(static_cast<const uint8_t*>(charges.data) + j * charges.dim + k), charges);
+}
+inline float value_one(const ChargeRows& charges, int64_t j, int64_t k) {
+  if (!charges.bytes) return static_cast<const float*>(charges.data)[j * charges.dim + k];
+  return byte_value_one(static_cast<const uint8_t*>(charges.data)[j * charges.dim + k], charges);
+}
+
+typedef double Double __attribute__((vector_size(8 * kWidth)));
+
+double distance(const float* x, const ChargeRows& charges, int64_t j) {
+  Double sum{};
+  int64_t k = 0;
+  for (; k + kWidth <= charges.dim; k += kWidth) {
+    const Double difference =
+        __builtin_convertvector(value_lanes(charges, j, k), Double) - __builtin_convertvector(load(x + k), Double);
+    sum += difference * difference;
+  }
+  double total = 0;
+  for (; k < charges.dim; ++k) {
+    const double difference = static_cast<double>(value_one(charges, j, k)) - x[k];
+    total += difference * difference;
+  }
+  for (int lane = 0; lane < kWidth; ++lane) total += sum[lane];
+  return total;
+}
+
+void decode_row(const ChargeRows& charges, int64_t j, float* out) {
+  int64_t k = 0;
+  for (; k + kWidth <= charges.dim; k += kWidth) store(out + k, value_lanes(charges, j, k));
+  for (; k < charges.dim; ++k) out[k] = value_one(charges, j, k);
+}
+
+void add_difference(const ChargeRows& charges, int64_t j, const float* anchor, float weight, float pull_weight, float* shift,
+                    float* pull) {
+  int64_t k = 0;
+  for (; k + kWidth <= charges.dim; k += kWidth) {
+    const Vector difference = value_lanes(charges, j, k) - load(anchor + k);
+    store(shift + k, fma(all(weight), difference, load(shift + k)));
+    if (pull) store(pull + k, fma(all(pull_weight), difference, load(pull + k)));
+  }
+  for (; k < charges.dim; ++k) {
+    const float difference = value_one(charges, j, k) - anchor[k];
+    shift[k] += weight * difference;
+    if (pull) pull[k] += pull_weight * difference;
+  }
+}

@@ -1,0 +1,82 @@
+// The vectorised kernels as one table of functions, built once for each instruction set from the same source
+// (kernels/all.inl) and chosen when the library is first used.
+#pragma once
+
+#include <cstdint>
+
+namespace pfgm {
+
+/// Charges as a kernel sees them: floats, or bytes with value byte/divisor + offset (two roundings).
+struct ChargeRows {
+  const void* data;
+  bool bytes;
+  int64_t dim;
+  float divisor, offset;
+  float inverse;  // 1/divisor, rounded: what the exact division by multiplication starts from
+};
+
+/// How gaps become weights, in float: weight = exp(−power·log1p(gap·per_gap)), or exp(−gap·per_gap) where gaussian.
+struct FloatLaw {
+  float power, per_gap;
+  bool gaussian;
+  float total, distance2, radius2;  // c = total/(distance2 + gap) or 1/radius2
+  float cut;                        // weights below are zero: they would not be seen in the sums
+};
+
+struct WeightSums {
+  double mass, rate, trace;
+};
+
+struct Kernels {
+  const char* name;
+  int tile_rows;     // rows of x in a register tile
+  int tile_charges;  // charges in a register tile: products are made for whole tiles
+  bool has_bytes;    // products of bytes with signed digits
+
+  // ---- kernels/product.inl ------------------------------------------------------------------------------------------
+  /// x rows (rows, dim) → packed panels of tile_rows; `packed` has room for (rows rounded up)·dim floats.
+  void (*pack_rows)(const float* x, int64_t rows, int64_t dim, float* packed);
+  /// u[i·stride + j] = norms[j] − 2 scale x_i·(y_j or byte_j − 128), j from `first` (a multiple of tile_charges) up to `last`.
+  void (*product)(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
+                  float scale, const float* norms, float* u, int64_t stride, float* scratch);
+  int64_t (*product_scratch)(int64_t rows);  // floats
+  /// The same of one signed digit of x with raw bytes: u = norms[j] − scales[i]·(Σ byte·digit).
+  void (*pack_digits)(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed);
+  void (*product_digits)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
+                         int64_t last, const float* scales, const float* norms, float* u, int64_t stride, int32_t* scratch);
+
+  // ---- kernels/rows.inl ---------------------------------------------------------------------------------------------
+  int64_t (*least)(const float* u, int64_t count);  // where the least is
+  /// Indices of u[j] − slack·roots[j] ≤ bound, at most `room` of them; returns how many there are.
+  int64_t (*select)(const float* u, const float* roots, float slack, float bound, int64_t count, int32_t* index, int64_t room);
+  /// u → weights in place (relative to the anchor's), optionally the weights times c into `pulls`.
+  WeightSums (*weigh)(float* u, float* pulls, const float* log_q, float anchor, const FloatLaw& law, int64_t count);
+  /// ‖x − y_j‖² in double.
+  double (*distance)(const float* x, const ChargeRows& charges, int64_t j);
+  /// y_j as floats.
+  void (*decode)(const ChargeRows& charges, int64_t j, float* out);
+  /// shift += w (y_j − anchor), and pull += w c (y_j − anchor) where pull is not null.
+  void (*add_difference)(const ChargeRows& charges, int64_t j, const float* anchor, float weight, float pull_weight,
+                         float* shift, float* pull);
+
+  // ---- kernels/spread.inl -------------------------------------------------------------------------------------------
+  /// sums[g·dim + k] += Σ_j weights[g·stride + j] y_jk (bytes: byte − 128) for k in [first, last).
+  void (*spread)(const float* weights, int64_t rows, int64_t stride, const ChargeRows& charges, int64_t count, int64_t first,
+                 int64_t last, float* sums);
+
+  // ---- kernels/plane.inl --------------------------------------------------------------------------------------------
+  /// One query of few dimensions against charges as columns (dim, stride). Returns the sums; `shift`, `pull` (dim).
+  WeightSums (*plane)(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count, const float* log_q,
+                      float power_or_zero, float total, float radius2, float* squares, int64_t* anchor, float* shift,
+                      float* pull);
+};
+
+/// The best table that this processor runs; PFGM_FAST_CPU_ISA = avx512 | avx2 | portable takes a lower one.
+const Kernels& kernels();
+
+// Functions, not constants: nothing compiled for an instruction set may run before the processor was asked for it.
+namespace portable { Kernels make_table(); }
+namespace avx2 { Kernels make_table(); }
+namespace avx512 { Kernels make_table(); }
+
+}  // namespace pfgm

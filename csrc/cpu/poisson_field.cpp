@@ -1,0 +1,21 @@
+// poisson_field(QUERY): x − m as a sum of differences, and the relative log-sum-exp.
+#include <tuple>
+
+#include "query.h"
+
+namespace pfgm {
+namespace {
+
+std::tuple<Tensor, Tensor> poisson_field(PFGM_QUERY_PARAMETERS) {
+  FieldCall call = field_call(Wanted::kField, PFGM_QUERY_ARGUMENTS);
+  Tensor field = new_like(x), lse = new_lse(x);
+  call.vector = field.mutable_data_ptr();
+  call.lse = static_cast<double*>(lse.mutable_data_ptr());
+  serve(call);
+  return {field, lse};
+}
+
+}  // namespace
+}  // namespace pfgm
+
+PFGM_LIBRARY_IMPL(m) { m.impl("poisson_field", TORCH_BOX(&pfgm::poisson_field)); }

@@ -1,0 +1,21 @@
+// posterior_mean(QUERY): m = Σ w y, and the relative log-sum-exp.
+#include <tuple>
+
+#include "query.h"
+
+namespace pfgm {
+namespace {
+
+std::tuple<Tensor, Tensor> posterior_mean(PFGM_QUERY_PARAMETERS) {
+  FieldCall call = field_call(Wanted::kMean, PFGM_QUERY_ARGUMENTS);
+  Tensor mean = new_like(x), lse = new_lse(x);
+  call.vector = mean.mutable_data_ptr();
+  call.lse = static_cast<double*>(lse.mutable_data_ptr());
+  serve(call);
+  return {mean, lse};
+}
+
+}  // namespace
+}  // namespace pfgm
+
+PFGM_LIBRARY_IMPL(m) { m.impl("posterior_mean", TORCH_BOX(&pfgm::posterior_mean)); }

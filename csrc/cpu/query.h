@@ -1,0 +1,62 @@
+// QUERY (docs/architecture.md): the arguments that every field operator begins with, checked and turned into a FieldCall.
+#pragma once
+
+#include "field.h"
+#include "tensors.h"
+
+namespace pfgm {
+
+#define PFGM_QUERY_PARAMETERS                                                                                       \
+  const Tensor &x, const Tensor &r, const Tensor &charges, const ::pfgm::Optional &log_weights,                    \
+      const ::pfgm::Optional &center, const ::pfgm::Optional &sq_norms, const ::pfgm::Optional &neighbor_distance, \
+      const ::pfgm::Optional &source, double divisor, double offset, double aug_dim
+#define PFGM_QUERY_ARGUMENTS \
+  x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+
+inline FieldCall field_call(Wanted wanted, PFGM_QUERY_PARAMETERS) {
+  require_matrix(x, "x must be (B, N) and contiguous");
+  require_matrix(charges, "charges must be (M, N) and contiguous");
+  require_rows(r, x, "r must be (B,) and contiguous");
+  require(is_real(x) && r.scalar_type() == x.scalar_type(), "x must be float32 or float64, and r of its dtype");
+  const bool bytes = charges.scalar_type() == ScalarType::Byte;
+  require(bytes || charges.scalar_type() == x.scalar_type(), "charges must be uint8 or of x's dtype");
+  require(charges.sizes()[1] == x.sizes()[1], "x and the charges must have the same N");
+  require(charges.sizes()[0] > 0 && charges.sizes()[1] > 0, "there must be charges, and N must be at least 1");
+  require(!log_weights || log_weights->scalar_type() == ScalarType::Double, "log_weights must be float64");
+  require(!sq_norms || sq_norms->scalar_type() == ScalarType::Double, "sq_norms must be float64");
+  require(!source || source->scalar_type() == ScalarType::Long, "source must be int64");
+  FieldCall call{};
+  call.wanted = wanted;
+  call.is_double = x.scalar_type() == ScalarType::Double;
+  call.bytes = bytes;
+  call.batch = x.sizes()[0];
+  call.count = charges.sizes()[0];
+  call.dim = x.sizes()[1];
+  call.x = x.const_data_ptr();
+  call.r = r.const_data_ptr();
+  call.charges = charges.const_data_ptr();
+  if (log_weights) call.log_weights = static_cast<const double*>(log_weights->const_data_ptr());
+  if (center && sq_norms && center->scalar_type() == x.scalar_type()) {
+    call.center = center->const_data_ptr();
+    call.sq_norms = static_cast<const double*>(sq_norms->const_data_ptr());
+  }
+  if (source && neighbor_distance && neighbor_distance->scalar_type() == x.scalar_type()) {
+    call.source = static_cast<const int64_t*>(source->const_data_ptr());
+    call.neighbor_distance = neighbor_distance->const_data_ptr();
+  }
+  call.divisor = divisor;
+  call.offset = offset;
+  call.aug_dim = aug_dim;
+  return call;
+}
+
+inline void serve(const FieldCall& call) {
+  run_field(call, [](int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+    torch::stable::parallel_for(begin, end, grain, body);
+  });
+}
+
+inline Tensor new_lse(const Tensor& x) { return new_tensor(x, {x.sizes()[0]}, ScalarType::Double); }
+inline Tensor new_rows(const Tensor& x) { return new_tensor(x, {x.sizes()[0]}, x.scalar_type()); }
+
+}  // namespace pfgm

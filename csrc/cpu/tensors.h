@@ -1,0 +1,41 @@
+// Between PyTorch's stable ABI and raw pointers: the only header that knows tensors.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <vector>
+
+#define PFGM_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(pfgm_fast_cpu, CPU, m)
+
+namespace pfgm {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, {sizes.data(), sizes.size()}, type);
+}
+inline Tensor new_like(const Tensor& like) {
+  const auto sizes = like.sizes();
+  return new_tensor(like, {sizes.begin(), sizes.end()}, like.scalar_type());
+}
+
+inline void require(bool condition, const char* message) { STD_TORCH_CHECK(condition, "pfgm_fast_cpu: ", message); }
+
+inline bool is_real(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double;
+}
+
+/// What the operators rely on; the public functions have checked it with better words.
+inline void require_matrix(const Tensor& tensor, const char* message) {
+  require(tensor.dim() == 2 && tensor.is_contiguous(), message);
+}
+inline void require_rows(const Tensor& tensor, const Tensor& x, const char* message) {
+  require(tensor.dim() == 1 && tensor.sizes()[0] == x.sizes()[0] && tensor.is_contiguous(), message);
+}
+
+}  // namespace pfgm
