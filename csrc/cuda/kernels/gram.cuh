@@ -207,11 +207,11 @@ int64_t gram_tiles(int64_t batch, int64_t count) {
   return ceil_div<int64_t>(batch, Tile::kQueries) * ceil_div<int64_t>(count, Tile::kCharges);
 }
 
-/// Parts of N: at least what int32 asks for, and more where there are too few tiles to fill the device.
+/// Parts of N: at least what int32 asks for, and more where the tiles leave multiprocessors idle (two blocks fit on one).
 template <class Tile>
 int64_t gram_splits(int64_t batch, int64_t count, int64_t dim) {
   int64_t splits = ceil_div<int64_t>(dim, kLongestSum);
-  while (gram_tiles<Tile>(batch, count) * splits < 2 * multiprocessors() && dim / (splits + 1) >= 1024 && splits < 16) ++splits;
+  while (gram_tiles<Tile>(batch, count) * (splits + 1) <= 2 * multiprocessors() && dim / (splits + 1) >= 1024 && splits < 16) ++splits;
   return splits;
 }
 

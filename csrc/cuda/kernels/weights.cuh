@@ -15,6 +15,7 @@
 namespace pfgm {
 
 constexpr int kWeightThreads = 512;
+constexpr int kSweep = 8;  // loads of a thread in flight
 
 /// What the last kernel needs to know of a query.
 struct RowState {
@@ -149,7 +150,7 @@ __device__ __forceinline__ float dither(int64_t row, int64_t j) {
 
 /// After the sweep: a light query's list in the charges' order (threads appended as they came), a heavy query's place.
 __device__ __forceinline__ void finish_packing(const Packing& packing, const WeightShared& shared, int64_t row, int64_t count, int64_t batch) {
-  const int used = shared.used;
+  const int used = shared.used;  // exact up to kListed; where it is more, it says only that
   if (used <= kListed) {
     const int mine = static_cast<int>(threadIdx.x);
     if (mine < used) {
@@ -172,14 +173,29 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   const int64_t stride = call.batch * call.count;
   const double* gaps = call.gaps + row * call.count;
   T* weights = call.weights ? call.weights + row * call.count : nullptr;
-  const auto sum_of_splits = [&](const double* from, int64_t j) {
-    double sum = from[j];
-    for (int64_t s = 1; s < call.splits; ++s) sum += from[s * stride + j];
-    return sum;
+  // Visits a row's charges with their sums over the splits; kSweep loads are on their way before the first is used.
+  const auto sweep = [&](const double* from, const auto& visit) {
+    for (int64_t first = threadIdx.x; first < call.count; first += kSweep * kWeightThreads) {
+      double sum[kSweep];
+#pragma unroll
+      for (int i = 0; i < kSweep; ++i) {
+        const int64_t j = first + i * kWeightThreads;
+        sum[i] = from[j < call.count ? j : first];
+      }
+      for (int64_t s = 1; s < call.splits; ++s)
+#pragma unroll
+        for (int i = 0; i < kSweep; ++i) {
+          const int64_t j = first + i * kWeightThreads;
+          sum[i] += from[s * stride + (j < call.count ? j : first)];
+        }
+#pragma unroll
+      for (int i = 0; i < kSweep; ++i)
+        if (first + i * kWeightThreads < call.count) visit(first + i * kWeightThreads, sum[i]);
+    }
   };
 
   Nearest nearest{std::numeric_limits<double>::infinity(), 0};
-  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) nearest = nearer(nearest, {sum_of_splits(gaps, j), j});
+  sweep(gaps, [&](int64_t j, double gap) { nearest = nearer(nearest, {gap, j}); });
   nearest = block_nearest<kWeightThreads>(nearest, shared.nearest, shared.where);
 
   double squares = nearest.gap;
@@ -199,17 +215,17 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   const Kernel<T> kernel(base, r, total_dim);
 
   // The largest log-weight: the anchor's, unless the charges have weights q.
-  const auto log_weight = [&](int64_t j) {
-    const double result = kernel.log_weight(call.gap_unit * (sum_of_splits(gaps, j) - nearest.gap));
+  const auto log_weight = [&](int64_t j, double gap) {  // gap ≥ 0, to the anchor
+    const double result = kernel.log_weight(call.gap_unit * gap);
     return call.log_weights ? result + call.log_weights[j] : result;
   };
   double largest = 0;
   if (call.log_weights) {
     largest = -std::numeric_limits<double>::infinity();
-    for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) {
-      const double value = log_weight(j);
+    sweep(gaps, [&](int64_t j, double gap) {
+      const double value = log_weight(j, gap - nearest.gap);
       largest = value > largest ? value : largest;
-    }
+    });
     largest = block_reduce<kWeightThreads>(largest, Maximum{}, shared.slots);
   }
 
@@ -217,14 +233,16 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   const double gap_cut = (kernel.gaussian ? -static_cast<double>(cut) : expm1(-static_cast<double>(cut) / kernel.power)) /
                          (kernel.inverse_base * call.gap_unit) * (1 + 1e-6);
   double total = 0, rate_total = 0, trace = 0, used = 0, packed = 0;
+  bool listing = true;
   if constexpr (kWanted == Coefficients::kPacked) {
     if (threadIdx.x == 0) shared.used = 0;
     __syncthreads();
   }
-  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) {
+  sweep(gaps, [&](int64_t j, double from_zero) {
+    const double gap = from_zero - nearest.gap;
     // Without weights q the exponent falls with the gap: most charges are beyond the cut, and need no logarithm.
-    const bool beyond = !call.log_weights && sum_of_splits(gaps, j) - nearest.gap > gap_cut;
-    const T exponent = beyond ? cut - 1 : static_cast<T>(log_weight(j) - largest);
+    const bool beyond = !call.log_weights && gap > gap_cut;
+    const T exponent = beyond ? cut - 1 : static_cast<T>(log_weight(j, gap) - largest);
     T weight = exponent < cut ? T(0) : exponential(exponent);
     if (!good) weight = std::numeric_limits<T>::quiet_NaN();
     total += weight;
@@ -238,30 +256,32 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
       digits[0] = static_cast<uint8_t>(number >> 16);
       digits[call.batch * call.packing.stride] = static_cast<uint8_t>(number >> 8);
       digits[2 * call.batch * call.packing.stride] = static_cast<uint8_t>(number);
-      if (weight != T(0)) {
+      if (weight != T(0) && listing) {
         const int at = atomicAdd(&shared.used, 1);
-        if (at < kListed) {
+        listing = at < kListed;  // else the query is heavy: this thread need not ask again
+        if (listing) {
           shared.listed[at] = static_cast<int>(j);
           shared.weight[at] = static_cast<float>(weight);
         }
       }
     } else if constexpr (kWanted != Coefficients::kWeights) {
-      const double gap = call.gap_unit * (sum_of_splits(gaps, j) - nearest.gap);
-      const double rate = kernel.gaussian ? 1.0 / (r * r) : total_dim / (base + gap);
+      const double farther = call.gap_unit * gap;
+      const double rate = kernel.gaussian ? 1.0 / (r * r) : total_dim / (base + farther);
       if constexpr (kWanted == Coefficients::kScore) {
         const double coefficient = weight * rate;
         call.rates[row * call.count + j] = static_cast<T>(coefficient);
         rate_total += coefficient;
-        trace += coefficient * (squares + gap);
+        trace += coefficient * (squares + farther);
       } else {
-        const double along = sum_of_splits(call.projection + row * call.count, j);
+        double along = 0;
+        for (int64_t s = 0; s < call.splits; ++s) along += call.projection[s * stride + row * call.count + j];
         const double coefficient = weight == T(0) ? 0 : weight * integer_power(rate, call.power) * along;
         weight = static_cast<T>(coefficient);
         rate_total += coefficient;
       }
     }
     if (weights) weights[j] = weight;
-  }
+  });
   total = block_reduce<kWeightThreads>(total, Sum{}, shared.slots);
   used = block_reduce<kWeightThreads>(used, Sum{}, shared.slots);
   if constexpr (kWanted == Coefficients::kPacked) {
