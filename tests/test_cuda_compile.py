@@ -22,7 +22,7 @@ REGISTERS = {
     "plane_kernel": 128,  # 512 threads, one block
     "weight_kernel": 128,  # 512 threads, one block
     "combine_kernel": 168,  # 128 threads, three blocks
-    "distance_kernel": 128,  # 256 threads, two blocks
+    "distance_kernel": 168,  # 256 threads, two blocks (float: the bound 128 is in the source)
     "row_kernel": 128,  # 256 threads, four blocks (heun_step: two): bound by memory, many loads in flight
     "row_update_kernel": 64,
     "row_squares_kernel": 64,

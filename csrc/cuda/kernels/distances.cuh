@@ -26,13 +26,15 @@ struct DistanceCall {
 
 template <class T>
 struct DistanceShared {
-  T charge[kDistanceDepth][kDistanceTile + 1];  // padded: written along k, read along charges
-  T query[kDistanceDepth][kDistanceTile + 1];
-  T along[kDistanceDepth][kDistanceTile + 1];
+  // Written along k, read along charges in vectors of four: the padding keeps vectors aligned and spreads the writes over banks.
+  static constexpr int kPitch = kDistanceTile + 16 / static_cast<int>(sizeof(T));
+  alignas(16) T charge[kDistanceDepth][kPitch];
+  alignas(16) T query[kDistanceDepth][kPitch];
+  alignas(16) T along[kDistanceDepth][kPitch];
 };
 
 template <class T, class C, bool kProject>
-__global__ void __launch_bounds__(kDistanceThreads) distance_kernel(DistanceCall<T, C> call) {
+__global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1) distance_kernel(DistanceCall<T, C> call) {
   DistanceShared<T>& shared = shared_memory<DistanceShared<T>>();
   const int64_t charge_tiles = ceil_div<int64_t>(call.count, kDistanceTile);
   const int64_t query_tiles = ceil_div<int64_t>(call.batch, kDistanceTile);
@@ -60,19 +62,16 @@ __global__ void __launch_bounds__(kDistanceThreads) distance_kernel(DistanceCall
     T sum[4][4] = {};
 #pragma unroll 8
     for (int k = 0; k < kDistanceDepth; ++k) {
-      T y[4], x[4], u[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        y[i] = shared.charge[k][lane_charge + 16 * i];
-        x[i] = shared.query[k][lane_query + 16 * i];
-        if constexpr (kProject) u[i] = shared.along[k][lane_query + 16 * i];
-      }
+      const auto y = load<T, 4>(&shared.charge[k][4 * lane_charge]), x = load<T, 4>(&shared.query[k][4 * lane_query]);
+      Vector<T, 4> u;
+      if constexpr (kProject) u = load<T, 4>(&shared.along[k][4 * lane_query]);
 #pragma unroll
       for (int q = 0; q < 4; ++q)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const T difference = y[c] - x[q];
-          sum[q][c] += difference * (kProject ? u[q] : difference);
+          const T difference = y.at[c] - x.at[q];
+          if constexpr (kProject) sum[q][c] += difference * u.at[q];
+          else sum[q][c] += difference * difference;
         }
     }
     __syncthreads();
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kDistanceThreads) distance_kernel(DistanceCall
   for (int q = 0; q < 4; ++q)
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      const int64_t query = query_begin + lane_query + 16 * q, charge = charge_begin + lane_charge + 16 * c;
+      const int64_t query = query_begin + 4 * lane_query + q, charge = charge_begin + 4 * lane_charge + c;
       if (query < call.batch && charge < call.count)
         call.gaps[(split * call.batch + query) * call.count + charge] = total[q][c].value();
     }
