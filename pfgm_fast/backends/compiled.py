@@ -21,6 +21,7 @@ def loading_error(library: str) -> str | None:
     return None
 
 
+@cache
 def lacks(namespace: str, function: str, device: str) -> str | None:
     """None where the loaded library supplies this function's kernel, else the reason: an older build, or a part of one."""
     qualified = f"{namespace}::{function.removesuffix('_out')}" + (
@@ -31,6 +32,7 @@ def lacks(namespace: str, function: str, device: str) -> str | None:
     return f"the library that was built has no kernel {qualified}: build the package again"
 
 
+@cache
 def operator(namespace: str, function: str) -> Any:
     """The operator behind a backend function: `euler_step_out` is the overload `euler_step.out`."""
     packets = getattr(torch.ops, namespace)

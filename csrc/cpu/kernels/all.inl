@@ -19,6 +19,8 @@ Kernels table_named(const char* name) {
   table.product_scratch = product_scratch;
   table.pack_digits = pack_digits;
   table.product_digits = product_digits;
+  table.scale_digit = scale_digit;
+  table.join_digits = join_digits;
   table.least = least;
   table.select = select_below;
   table.weigh = weigh;

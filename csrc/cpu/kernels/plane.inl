@@ -1,6 +1,14 @@
 // Few dimensions: one query against all charges, kWidth charges at a time, charges as columns (dim, stride), padded; what the
 // padding holds weighs nothing. Two sweeps: squares and their least; weights and the sums of differences from the anchor. Cost a pair: 2N + 40 operations.
 
+/// w^(−halves/2) by repeated squaring of 1/√w: what a whole D makes of the weights, without logarithm and exponential.
+inline Vector half_power(Vector w, int halves) {
+  Vector square = reciprocal_root(w), result = all(1.0f);
+  for (; halves > 0; halves >>= 1, square *= square)
+    if (halves & 1) result *= square;
+  return result;
+}
+
 template <int N>
 WeightSums plane_of(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count, const float* log_q,
                     float power, float total, float radius2, float* squares, int64_t* anchor, float* shift, float* pull) {
@@ -17,6 +25,8 @@ WeightSums plane_of(const float* x, const float* columns, int64_t dim, int64_t s
   const int64_t a = *anchor = least(squares, count);
   const float distance2 = squares[a] + radius2;
   FloatLaw law{power, power > 0 ? 1.0f / distance2 : 0.5f / radius2, power <= 0, total, distance2, radius2, 0.0f};
+  // A weight too small for a float becomes 0, as it should: the largest is 1.
+  const int halves = power > 0 && 2 * power == static_cast<int>(2 * power) && !log_q ? static_cast<int>(2 * power) : 0;
   float at[16];
   for (int64_t k = 0; k < n; ++k) at[k] = columns[k * stride + a];
 
@@ -29,7 +39,8 @@ WeightSums plane_of(const float* x, const float* columns, int64_t dim, int64_t s
     for (int64_t k = 0; k < n; ++k) moved[k] = pulled[k] = Vector{};
     for (int64_t j = start; j < stop; j += kWidth) {
       const Vector gap = load(squares + j) - squares[a];
-      Vector weight = weights_of(gap, log_q ? load(log_q + j) : Vector{}, law);
+      Vector weight = halves > 0 ? half_power(lesser(fma(gap, all(law.per_gap), all(1.0f)), all(1e30f)), halves)
+                                 : weights_of(gap, log_q ? load(log_q + j) : Vector{}, law);
       if (j + kWidth > count) {
         float lanes[kWidth];
         store(lanes, weight);

@@ -15,6 +15,11 @@ typedef int32_t Whole __attribute__((vector_size(16)));
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector from_bytes(const uint8_t* p) { return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+inline Vector reciprocal_root(Vector v) {
+  Vector out;
+  for (int i = 0; i < kWidth; ++i) out[i] = 1.0f / __builtin_sqrtf(v[i]);
+  return out;
+}
 }  // namespace
 #include "all.inl"
 Kernels make_table() { return table_named("portable"); }

@@ -9,22 +9,30 @@ constexpr int64_t kDepth = 128;
 
 inline int64_t rows_padded(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
+/// One round of the transposition: lanes whose bit `kHalf` differs from their row's change places with the partner row.
+template <int kHalf>
+inline void exchange(Vector (&block)[kWidth]) {
+  Whole low{}, high{};
+  for (int lane = 0; lane < kWidth; ++lane) {
+    const bool second = (lane & kHalf) != 0;
+    low[lane] = second ? kWidth + lane - kHalf : lane;
+    high[lane] = second ? kWidth + lane : lane + kHalf;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & kHalf) continue;
+    const Vector a = block[i], b = block[i + kHalf];
+    block[i] = __builtin_shuffle(a, b, low);
+    block[i + kHalf] = __builtin_shuffle(a, b, high);
+  }
+}
+
 /// In place: the kWidth × kWidth block of 32-bit lanes is transposed in log₂ kWidth rounds of pairwise shuffles.
 inline void transpose(Vector (&block)[kWidth]) {
-  for (int half = kWidth / 2; half >= 1; half /= 2) {
-    Whole low{}, high{};
-    for (int lane = 0; lane < kWidth; ++lane) {
-      const bool second = (lane & half) != 0;
-      low[lane] = second ? kWidth + lane - half : lane;
-      high[lane] = second ? kWidth + lane : lane + half;
-    }
-    for (int i = 0; i < kWidth; ++i) {
-      if (i & half) continue;
-      const Vector a = block[i], b = block[i + half];
-      block[i] = __builtin_shuffle(a, b, low);
-      block[i + half] = __builtin_shuffle(a, b, high);
-    }
-  }
+  if constexpr (kWidth >= 16) exchange<8>(block);
+  if constexpr (kWidth >= 8) exchange<4>(block);
+  exchange<2>(block);
+  exchange<1>(block);
 }
 
 /// kWidth coordinates from k on of charge j, as floats (bytes less 128, which is exact).
@@ -48,6 +56,8 @@ inline void pack_charges(const ChargeRows& charges, int64_t count, int64_t tile,
       for (int i = 0; i < kWidth; ++i) {
         const int64_t j = tile + vector * kWidth + i;
         block[i] = j < count ? charge_lanes(charges, j, k0 + k, depth - k) : Vector{};
+        if (j < count)  // the next block of coordinates comes while this one is multiplied
+          __builtin_prefetch(static_cast<const char*>(charges.data) + (j * charges.dim + k0 + k + kDepth) * (charges.bytes ? 1 : 4));
       }
       transpose(block);
       const int64_t used = depth - k < kWidth ? depth - k : kWidth;
@@ -164,7 +174,7 @@ inline void pack_quads(const ChargeRows& charges, int64_t count, int64_t tile, i
 }
 
 void product_digits(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
-                    const float* scales, const float* norms, float* u, int64_t stride, int32_t* scratch) {
+                    int32_t* out, int64_t stride, int32_t* scratch) {
   const int64_t padded = rows_padded(rows), quads = (charges.dim + 3) / 4;
   int32_t* sums = scratch;
   int32_t* panel = scratch + padded * kTileCharges;
@@ -178,9 +188,35 @@ void product_digits(const int32_t* packed, int64_t rows, const ChargeRows& charg
         multiply_digits(x, panel, depth, sums + i0 * kTileCharges);
     }
     for (int64_t i = 0; i < rows; ++i)
-      for (int v = 0; v < kVectors; ++v) {
-        const Vector sum = __builtin_convertvector(load_whole(sums + i * kTileCharges + v * kWidth), Vector);
-        store(u + i * stride + tile + v * kWidth, fma(all(-scales[i]), sum, load(norms + tile + v * kWidth)));
-      }
+      for (int v = 0; v < kVectors; ++v) store_whole(out + i * stride + tile + v * kWidth, load_whole(sums + i * kTileCharges + v * kWidth));
   }
+}
+
+/// In place, sums → u: one digit, norms[j] − scale·sum.
+void scale_digit(int32_t* sums, float scale, const float* norms, int64_t count) {
+  float* u = reinterpret_cast<float*>(sums);
+  for (int64_t j = 0; j < count; j += kWidth) {  // rows are padded to whole tiles
+    const Vector sum = __builtin_convertvector(load_whole(sums + j), Vector);
+    store(u + j, fma(all(-scale), sum, load(norms + j)));
+  }
+}
+
+/// Three digits: u_j − u_b as floats, the whole sums 2¹⁶ d₁ + 2⁸ d₂ + d₃ exact in double before anything is subtracted. b is where u
+/// is least.
+void join_digits(const int32_t* first, const int32_t* second, const int32_t* third, double scale, const float* norms, int64_t count,
+                 float* u) {
+  double lanes[8], least = std::numeric_limits<double>::infinity();
+  const auto value = [&](int64_t j) {
+    return norms[j] - scale * (65536.0 * first[j] + 256.0 * second[j] + static_cast<double>(third[j]));
+  };
+  for (double& lane : lanes) lane = least;
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8)
+    for (int lane = 0; lane < 8; ++lane) {
+      const double v = value(j + lane);
+      lanes[lane] = v < lanes[lane] ? v : lanes[lane];
+    }
+  for (; j < count; ++j) least = value(j) < least ? value(j) : least;
+  for (double lane : lanes) least = lane < least ? lane : least;
+  for (j = 0; j < count; ++j) u[j] = static_cast<float>(value(j) - least);
 }

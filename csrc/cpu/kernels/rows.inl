@@ -97,14 +97,23 @@ inline float value_one(const ChargeRows& charges, int64_t j, int64_t k) {
 
 typedef double Double __attribute__((vector_size(8 * kWidth)));
 
+inline Double square_of_difference(const float* x, const ChargeRows& charges, int64_t j, int64_t k) {
+  const Double difference = __builtin_convertvector(value_lanes(charges, j, k), Double) - __builtin_convertvector(load(x + k), Double);
+  return difference * difference;
+}
+
 double distance(const float* x, const ChargeRows& charges, int64_t j) {
-  Double sum{};
+  Double sum{}, second{};
   int64_t k = 0;
-  for (; k + kWidth <= charges.dim; k += kWidth) {
-    const Double difference =
-        __builtin_convertvector(value_lanes(charges, j, k), Double) - __builtin_convertvector(load(x + k), Double);
-    sum += difference * difference;
+  for (; k + 2 * kWidth <= charges.dim; k += 2 * kWidth) {
+    sum += square_of_difference(x, charges, j, k);
+    second += square_of_difference(x, charges, j, k + kWidth);
   }
+  if (k + kWidth <= charges.dim) {
+    sum += square_of_difference(x, charges, j, k);
+    k += kWidth;
+  }
+  sum += second;
   double total = 0;
   for (; k < charges.dim; ++k) {
     const double difference = static_cast<double>(value_one(charges, j, k)) - x[k];

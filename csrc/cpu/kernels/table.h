@@ -40,10 +40,14 @@ struct Kernels {
   void (*product)(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
                   float scale, const float* norms, float* u, int64_t stride, float* scratch);
   int64_t (*product_scratch)(int64_t rows);  // floats
-  /// The same of one signed digit of x with raw bytes: u = norms[j] − scales[i]·(Σ byte·digit).
+  /// Signed digits of x with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
   void (*pack_digits)(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed);
   void (*product_digits)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
-                         int64_t last, const float* scales, const float* norms, float* u, int64_t stride, int32_t* scratch);
+                         int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
+  /// One row of such sums → u in place; three rows, of three digits → u from the least on.
+  void (*scale_digit)(int32_t* sums, float scale, const float* norms, int64_t count);
+  void (*join_digits)(const int32_t* first, const int32_t* second, const int32_t* third, double scale, const float* norms,
+                      int64_t count, float* u);
 
   // ---- kernels/rows.inl ---------------------------------------------------------------------------------------------
   int64_t (*least)(const float* u, int64_t count);  // where the least is
@@ -62,7 +66,7 @@ struct Kernels {
   // ---- kernels/spread.inl -------------------------------------------------------------------------------------------
   /// sums[g·dim + k] += Σ_j weights[g·stride + j] y_jk (bytes: byte − 128) for k in [first, last).
   void (*spread)(const float* weights, int64_t rows, int64_t stride, const ChargeRows& charges, int64_t count, int64_t first,
-                 int64_t last, float* sums);
+                 int64_t last, double* sums);
 
   // ---- kernels/plane.inl --------------------------------------------------------------------------------------------
   /// One query of few dimensions against charges as columns (dim, stride). Returns the sums; `shift`, `pull` (dim).

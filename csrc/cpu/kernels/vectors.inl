@@ -50,10 +50,12 @@ inline Vector exponential(Vector x) {
   return x < -87.0f ? Vector{} : p * (Vector)power;
 }
 
-/// log(1 + t) for t > −1: w = 1 + t = 2^e m, m in [√½, √2), and what rounding took from w is given back to first order.
+/// log(1 + t) for t > −1: w = 1 + t = 2^e m, m in [√½, √2). What rounding took from w is given back, to first order and where
+/// it can be seen (w < 2); 1/w is near enough 1 − (w − 1) for that.
 inline Vector log1p(Vector t) {
   const Vector w = t + 1.0f;
-  const Vector lost = (t - (w - 1.0f)) / w;
+  const Vector above = w - 1.0f;
+  const Vector lost = w < 2.0f ? (t - above) * (1.0f - lesser(above, all(0.5f))) : Vector{};
   const Whole bits = (Whole)w;
   const Whole exponent = (bits - 0x3f3504f3) >> 23;
   const Vector m = (Vector)(bits - (exponent << 23));
