@@ -40,6 +40,8 @@ def batch(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> T
 
 def flat(value: Tensor) -> Tensor:
     """(B, *shape) → (B, N), contiguous."""
+    if value.dim() == 2 and value.is_contiguous():
+        return value
     return value.reshape(value.shape[0], math.prod(value.shape[1:])).contiguous()
 
 
@@ -61,8 +63,7 @@ def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:
     """A number, a () or a (B,) tensor → (B,) in x's dtype. On the CPU its values are looked at: positive, or at least
     finite; on a GPU that would stop the stream, and a bad row becomes NaN instead."""
     if isinstance(value, (int, float)):
-        _number(name, value, positive=positive)
-        return x.new_full((x.shape[0],), float(value))
+        return x.new_full((x.shape[0],), number(name, value, positive=positive))
     checked = tensor(name, value, REAL)
     if checked.dim() > 1 or (checked.dim() == 1 and checked.shape[0] != x.shape[0]):
         raise ArgumentError(
@@ -82,9 +83,11 @@ def _readable(value: Tensor) -> bool:
     return type(value) in (Tensor, torch.nn.Parameter)
 
 
-def _number(name: str, value: float, *, positive: bool) -> None:
+def number(name: str, value: float, *, positive: bool) -> float:
+    """A finite number, where asked for > 0."""
     if not math.isfinite(value) or (positive and value <= 0):
         raise ArgumentError(f"{name} must be finite{' and > 0' if positive else ''}; got {value}")
+    return float(value)
 
 
 def aug_dim(value: object) -> float:

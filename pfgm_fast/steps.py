@@ -21,6 +21,8 @@ def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Te
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type != "cpu":
         checks.same_device(name, value, "x", x)
         return value.to(x.dtype)  # reading it, or expanding it, would cost a stop or a launch
+    if isinstance(value, (int, float)):
+        return x.new_full((), checks.number(name, value, positive=positive))
     return checks.per_row(name, value, x, positive=positive)
 
 
@@ -83,15 +85,8 @@ def euler_step(
     checks.same("out", out, "x", x)
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
-    _ops.euler_step.out(
-        checks.flat(x).detach(),
-        flat_vx.detach(),
-        vz.detach(),
-        z,
-        z_next,
-        *constants,
-        out=out.view(len(x), -1),
-    )
+    with torch.no_grad():
+        _ops.euler_step.out(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=out.view(len(x), -1))
     return out
 
 

@@ -19,8 +19,8 @@ TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
     "cuda": ("cuda", "triton", "reference"),
 }
-"""device → backends in the order of preference. A backend that `refuses` a call (by operator, dtype or shape) is passed
-over under `auto`; the rules of shape stand with each backend, where its kernels are."""
+"""device → backends in the order of preference. A backend that `refuses` a call (by operator, device or dtype) is passed
+over under `auto`; which of its kernels serves which shape is a backend's own affair."""
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "PFGM_FAST_BACKEND"
@@ -69,6 +69,10 @@ def _refusal(name: str, op: str, x: Tensor, charges: Tensor | None) -> str | Non
     return module.unavailable() or module.refuses(op, x, charges)
 
 
+_chosen: dict[Any, Any] = {}
+"""What `choose` found, for each operator, wish, device and dtype: all that a refusal may depend on."""
+
+
 def status() -> dict[str, str]:
     """Each backend's state: "ok", or the reason why it cannot run here."""
     return {name: backend(name).unavailable() or "ok" for name in NAMES}
@@ -80,6 +84,14 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
     Raises: BackendError with each asked backend's reason.
     """
     wanted = chosen_backend()
+    key = (op, wanted, x.device.type, x.dtype, None if charges is None else (charges.device.type, charges.dtype))
+    module = _chosen.get(key)
+    if module is None:
+        module = _chosen[key] = _first_that_serves(op, wanted, x, charges)
+    return module
+
+
+def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) -> Any:
     order = TABLE.get(x.device.type, ()) if wanted == "auto" else (wanted,)
     reasons = []
     for name in order:
