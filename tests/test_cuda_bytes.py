@@ -122,6 +122,31 @@ def test_light_and_heavy_queries_side_by_side() -> None:
     assert direction_error(_call("poisson_field", case)[0], expected, case.r) <= TOLERANCE
 
 
+def test_weighted_charges_take_all_digits_at_once() -> None:
+    case = _case(33, 420, 64, 3.0)
+    case = Case(case.x, case.r, case.charges, 1.0, torch.rand(420) ** 4 + 1e-4)
+    assert (
+        direction_error(_call("poisson_field", case)[0], _exact("poisson_field", case)[0], case.r)
+        <= TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(("aug_dim", "r"), [(1.0, 0.01), (1e5, 2.0), (math.inf, 0.01), (math.inf, 0.05)])
+@pytest.mark.parametrize("outlier", [10.0, 100.0])
+def test_a_coarse_first_digit_proves_nothing_wrong(outlier: float, aug_dim: float, r: float) -> None:
+    """One large element of x makes the digits of all others coarse, while the charges that matter differ by a few units: the
+    screening's bound must leave the query open, and the list's direct differences must cure what is left."""
+    case = _case(40, 200, 64, 1.0)
+    twins = (case.charges.int() + torch.randint(-3, 4, (200, 64))).clamp(0, 255).byte()
+    x = 0.5 * (case.charges[:40] + twins[:40].float()) / 127.5 - 1 + 0.002 * torch.randn(40, 64)
+    x[:, 0] += torch.logspace(-1, math.log10(outlier), 40)
+    coarse = Case(x, torch.full((40,), r), torch.cat([case.charges, twins]), aug_dim)
+    field, lse = _call("poisson_field", coarse)
+    expected, expected_lse = _exact("poisson_field", coarse)
+    assert direction_error(field, expected, coarse.r) <= 1e-6
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=1e-5)
+
+
 def test_extreme_bytes_do_not_overflow() -> None:
     """The emulator fails where an int32 sum overflows: all bytes 255, digits at their limits, the longest part of N."""
     dim = (1 << 16) + 16

@@ -1,20 +1,59 @@
-// Byte charges of large N on integer tensor cores: kernels/gram, weights (packed), spread. Five launches, none of which waits for
-// the host; what a query needs of the second product is decided on the device.
+// Byte charges of large N on integer tensor cores: kernels/gram, screen, weights (packed), spread. Five to seven launches, none of
+// which waits for the host; what a query needs, of digits and of the second product, is decided on the device.
 #include "field.h"
 #include "kernels/combine.cuh"
 #include "kernels/gram.cuh"
+#include "kernels/screen.cuh"
 #include "kernels/spread.cuh"
 #include "kernels/weights.cuh"
 
 namespace pfgm {
 namespace {
 
-/// Returns the number of splits of gaps.
+using Weights = WeightCall<float, uint8_t>;
+using Digits = DigitCall<float>;
+
+/// All three digits for all queries.
 template <class Tile>
-int64_t run_gram(GramCall gram, const FieldCall& call) {
-  gram.splits = gram_splits<Tile>(gram.batch, gram.count, gram.dim);
+void all_digits(const FieldCall& call, GramCall gram, Weights& weights) {
+  weights.splits = gram.splits = gram_splits<Tile>(gram.batch, gram.count, gram.dim);
+  weights.gaps = gram.gaps = call.take<double>(gram.splits * gram.batch * gram.count);
   launch_gram<Tile>(gram, call.stream);
-  return gram.splits;
+}
+
+/// One digit for all queries, the others for those that it does not prove to see one charge.
+void digits_as_needed(const FieldCall& call, const Digits& digits, GramCall gram, Weights& weights) {
+  const int64_t pairs = gram.batch * gram.count;
+  gram.leading = call.take<int32_t>(pairs);
+  if (gram.batch > FirstGram::kQueries) launch_gram<FirstWideGram>(gram, call.stream);
+  else launch_gram<FirstGram>(gram, call.stream);
+  int* proven = call.take<int>(gram.batch);
+  int* open = call.take<int>(gram.batch);
+  launch_screen(ScreenCall{gram.leading, digits.scale, digits.residual, gram.sq_norms, weights.x, weights.r, weights.charges,
+                           gram.batch, gram.count, gram.dim, weights.divisor, weights.offset, call.divisor, call.aug_dim,
+                           weights.packing, weights.state, weights.lse, proven, open, digits.counters + 1},
+                call.stream);
+  gram.open = open;
+  gram.open_count = digits.counters + 1;
+  weights.gaps = gram.gaps = call.take<double>(pairs);
+  weights.proven = proven;
+  launch_gram<RestGram>(gram, call.stream);
+}
+
+/// Score: the second product has two sets of coefficients, and goes by differences.
+void finish_score(const FieldCall& call, Weights& weights) {
+  const int64_t B = weights.batch, M = weights.count, N = weights.dim;
+  weights.weights = call.take<float>(B * M);
+  weights.rates = call.take<float>(B * M);
+  launch_weights<Coefficients::kScore>(weights, call.stream);
+  const int64_t parts = combine_splits(B, M, N, CombineShared<float, 2>::kRows);
+  const CombineCall<float, uint8_t> combine{{weights.weights, weights.rates}, weights.charges, weights.state,
+                                            call.take<float>(parts * 2 * B * N), B, M, N, parts, weights.divisor, weights.offset};
+  launch_combine<2>(combine, call.stream);
+  launch_finish(FinishCall<float, uint8_t>{call.wanted, weights.x, weights.r, nullptr, weights.charges, weights.state, combine.partial,
+                                           B, N, parts, 2, weights.divisor, weights.offset, static_cast<float*>(call.vector),
+                                           static_cast<float*>(call.gradient)},
+                call.stream);
 }
 
 }  // namespace
@@ -27,51 +66,69 @@ bool bytes_serves(const FieldCall& call) {
 }
 
 void run_bytes(const FieldCall& call) {
-  const auto x = static_cast<const float*>(call.x);
-  const auto r = static_cast<const float*>(call.r);
-  const auto charges = static_cast<const uint8_t*>(call.charges);
-  const float divisor = static_cast<float>(call.divisor), offset = static_cast<float>(call.offset);
   const int64_t B = call.batch, M = call.charges_count, N = call.dim;
+  const bool sums = call.wanted != Wanted::kLogDensity, score = call.wanted == Wanted::kScore;
 
-  const DigitCall<float> digits{x, static_cast<const float*>(call.center), call.divisor, B, N, call.take<int8_t>(kDigits * B * N),
-                                call.take<double>(B), call.take<int>(1)};
+  Digits digits{};
+  digits.x = static_cast<const float*>(call.x);
+  digits.center = static_cast<const float*>(call.center);
+  digits.divisor = call.divisor;
+  digits.batch = B;
+  digits.dim = N;
+  digits.digits = call.take<int8_t>(kDigits * B * N);
+  digits.scale = call.take<double>(B);
+  digits.residual = call.take<double>(B);
+  digits.counters = call.take<int>(2);
   launch(digit_kernel<float>, B, kDigitThreads, sizeof(DigitShared), call.stream, digits);
 
-  const bool slim = B <= SlimGram::kQueries;
-  const bool wide = !slim && gram_tiles<WideGram>(B, M) >= multiprocessors();
-  const int64_t most_splits = slim   ? gram_splits<SlimGram>(B, M, N)
-                              : wide ? gram_splits<WideGram>(B, M, N)
-                                     : gram_splits<NarrowGram>(B, M, N);
-  const GramCall gram{charges, digits.digits, digits.scale, call.sq_norms, call.take<double>(most_splits * B * M), B, M, N, 1, call.divisor};
-  const int64_t splits = slim ? run_gram<SlimGram>(gram, call) : wide ? run_gram<WideGram>(gram, call) : run_gram<NarrowGram>(gram, call);
-
-  const bool sums = call.wanted != Wanted::kLogDensity, score = call.wanted == Wanted::kScore;
-  WeightCall<float, uint8_t> weights{gram.gaps, nullptr, call.log_weights, x, r, charges, B, M, N, splits, divisor, offset,
-                                     call.aug_dim, call.power, /*relative=*/true, /*gap_unit=*/1 / (call.divisor * call.divisor),
-                                     nullptr, nullptr, call.take<RowState>(B), call.lse, static_cast<float*>(call.rate),
-                                     static_cast<float*>(call.trace), Packing{}};
-  if (!sums) return launch_weights<Coefficients::kWeights>(weights, call.stream);
-  if (score) {
-    weights.weights = call.take<float>(B * M);
-    weights.rates = call.take<float>(B * M);
-    launch_weights<Coefficients::kScore>(weights, call.stream);
-    const int64_t parts = combine_splits(B, M, N, CombineShared<float, 2>::kRows);
-    const CombineCall<float, uint8_t> combine{{weights.weights, weights.rates}, charges, weights.state,
-                                              call.take<float>(parts * 2 * B * N), B, M, N, parts, divisor, offset};
-    launch_combine<2>(combine, call.stream);
-    return launch_finish(FinishCall<float, uint8_t>{call.wanted, x, r, nullptr, charges, weights.state, combine.partial, B, N, parts, 2,
-                                                    divisor, offset, static_cast<float*>(call.vector), static_cast<float*>(call.gradient)},
-                         call.stream);
-  }
+  Weights weights{};
+  weights.log_weights = call.log_weights;
+  weights.x = digits.x;
+  weights.r = static_cast<const float*>(call.r);
+  weights.charges = static_cast<const uint8_t*>(call.charges);
+  weights.batch = B;
+  weights.count = M;
+  weights.dim = N;
+  weights.splits = 1;
+  weights.divisor = static_cast<float>(call.divisor);
+  weights.offset = static_cast<float>(call.offset);
+  weights.aug_dim = call.aug_dim;
+  weights.relative = true;
+  weights.gap_unit = 1 / (call.divisor * call.divisor);
+  weights.state = call.take<RowState>(B);
+  weights.lse = call.lse;
+  weights.rate = static_cast<float*>(call.rate);
+  weights.trace = static_cast<float*>(call.trace);
   const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
-  weights.packing = {call.take<uint8_t>(kDigits * B * stride), stride, call.take<int>(B * kListed), call.take<float>(B * kListed),
-                     digits.heavy, call.take<int>(B)};
+  if (sums && !score)
+    weights.packing = {call.take<uint8_t>(kDigits * B * stride), stride, call.take<int>(B * kListed), call.take<float>(B * kListed),
+                       digits.counters, call.take<int>(B)};
+
+  GramCall gram{};
+  gram.charges = weights.charges;
+  gram.digits = digits.digits;
+  gram.scale = digits.scale;
+  gram.sq_norms = call.sq_norms;
+  gram.batch = B;
+  gram.count = M;
+  gram.dim = N;
+  gram.splits = 1;
+  gram.divisor = call.divisor;
+  const bool wide = gram_tiles<WideGram>(B, M) >= multiprocessors();
+  if (B <= SlimGram::kQueries) all_digits<SlimGram>(call, gram, weights);
+  else if (!wide) all_digits<NarrowGram>(call, gram, weights);
+  else if (call.log_weights || score || N > kLongestSum) all_digits<WideGram>(call, gram, weights);
+  else digits_as_needed(call, digits, gram, weights);
+
+  if (score) return finish_score(call, weights);
+  if (!sums) return launch_weights<Coefficients::kWeights>(weights, call.stream);
   launch_weights<Coefficients::kPacked>(weights, call.stream);
   const int64_t parts = spread_splits(B, M, N);
-  const SpreadCall spread{charges, weights.packing, call.take<int64_t>(parts * B * N), B, M, N, parts};
+  const SpreadCall spread{weights.charges, weights.packing, call.take<int64_t>(parts * B * N), B, M, N, parts};
   launch_spread(spread, call.stream);
-  launch_byte_finish(ByteFinishCall{call.wanted, x, r, static_cast<const float*>(call.r_next), charges, weights.state, weights.packing,
-                                    spread.partial, B, N, parts, divisor, offset, static_cast<float*>(call.vector)},
+  launch_byte_finish(ByteFinishCall{call.wanted, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,
+                                    weights.state, weights.packing, spread.partial, B, N, parts, weights.divisor, weights.offset,
+                                    static_cast<float*>(call.vector)},
                      call.stream);
 }
 

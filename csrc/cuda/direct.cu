@@ -32,7 +32,7 @@ void run(const FieldCall& call) {
                            call.aug_dim, call.power, /*relative=*/false, /*gap_unit=*/1.0,
                            sums ? call.take<T>(B * M) : nullptr, score ? call.take<T>(B * M) : nullptr,
                            call.take<RowState>(B), call.lse, static_cast<T*>(call.rate), static_cast<T*>(call.trace),
-                           Packing{}};
+                           Packing{}, nullptr};
   if (score) launch_weights<Coefficients::kScore>(weights, call.stream);
   else if (moment) launch_weights<Coefficients::kMoment>(weights, call.stream);
   else launch_weights<Coefficients::kWeights>(weights, call.stream);

@@ -7,7 +7,7 @@ namespace pfgm {
 namespace {
 
 constexpr int64_t kScratch = int64_t{1} << 30;  // bytes of pairs at a time, about
-constexpr int64_t kBytesPerPair = 24;           // gaps in double, twice for a projection or splits, and two coefficients
+constexpr int64_t kBytesPerPair = 16;           // gaps in double, and products, weights or packed digits
 
 const void* shifted(const void* pointer, int64_t bytes) { return pointer ? static_cast<const char*>(pointer) + bytes : nullptr; }
 void* shifted(void* pointer, int64_t bytes) { return pointer ? static_cast<char*>(pointer) + bytes : nullptr; }
@@ -33,7 +33,7 @@ FieldCall FieldCall::rows(int64_t first, int64_t count) const {
 void run_field(const FieldCall& call) {
   if (call.batch == 0) return;
   if (plane_serves(call)) return run_plane(call);
-  const int64_t rows = std::max<int64_t>(64, kScratch / (kBytesPerPair * call.charges_count) / 64 * 64);
+  const int64_t rows = std::max<int64_t>(128, kScratch / (kBytesPerPair * call.charges_count) / 128 * 128);
   for (int64_t first = 0; first < call.batch; first += rows) {
     const FieldCall part = call.rows(first, std::min(rows, call.batch - first));
     bytes_serves(part) ? run_bytes(part) : run_direct(part);

@@ -176,9 +176,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
     }
   }
   if (call.lse && inside && warp == 0) {
-    const double squares = static_cast<double>(nearest);
-    const double at_anchor = kernel.gaussian ? -squares / (2 * r * r) : -0.5 * total_dim * log1p(squares / (r * r));
-    call.lse[row] = good ? static_cast<double>(top) + log(all) + at_anchor : std::numeric_limits<double>::quiet_NaN();
+    const double sum_of_all = static_cast<double>(top) + log(all);
+    call.lse[row] = good ? sum_of_all + log_kernel(static_cast<double>(nearest), r, total_dim) : std::numeric_limits<double>::quiet_NaN();
   }
 }
 

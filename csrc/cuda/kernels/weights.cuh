@@ -64,10 +64,12 @@ struct WeightCall {
   T* rate;          // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
   T* trace;         // (batch), or null: Σ w c ‖ρ‖²
   Packing packing;  // kPacked
+  const int* proven;  // (batch), or null: not 0 where the screening (screen.cuh) has already served a query
 };
 
 struct WeightShared {
-  int listed[kListed];
+  int listed[kListed], sorted[kListed];
+  double squares[kListed], exponent[kListed];
   float weight[kListed];
   int used;
   double slots[kWeightThreads / kWarp];
@@ -127,7 +129,27 @@ struct Kernel {
     const T ratio = static_cast<T>(gap * inverse_base);
     return -static_cast<T>(power) * (gaussian ? ratio : log_one_plus(ratio));
   }
+  /// A gap whose log-weight is surely below `log_weight` < 0.
+  __device__ __forceinline__ double gap_of(double log_weight) const {
+    return (gaussian ? -log_weight : expm1(-log_weight / power)) / inverse_base * (1 + 1e-6);
+  }
 };
+
+/// log of (1 + ‖ρ‖²/r²)^(−p), or of exp(−‖ρ‖²/(2r²)) where D is infinite.
+__device__ __forceinline__ double log_kernel(double squares, double r, double total_dim) {
+  return isinf(total_dim) ? -squares / (2 * r * r) : -0.5 * total_dim * log1p(squares / (r * r));
+}
+
+/// ‖y − x‖² by direct differences in double, by all threads of a block.
+template <int kThreads, class T, class C>
+__device__ __forceinline__ double block_distance(const C* charge, const T* x, int64_t dim, T divisor, T offset, double* slots) {
+  double squares = 0;
+  for (int64_t k = threadIdx.x; k < dim; k += kThreads) {
+    const double difference = static_cast<double>(decode(charge[k], divisor, offset)) - static_cast<double>(x[k]);
+    squares += difference * difference;
+  }
+  return block_reduce<kThreads>(squares, Sum{}, slots);
+}
 
 template <class T>
 __device__ __forceinline__ T weight_cut(int64_t count) {
@@ -148,19 +170,57 @@ __device__ __forceinline__ float dither(int64_t row, int64_t j) {
   return static_cast<float>((hash ^ hash >> 16) >> 8) * 0x1p-24f;
 }
 
-/// After the sweep: a light query's list in the charges' order (threads appended as they came), a heavy query's place.
-__device__ __forceinline__ void finish_packing(const Packing& packing, const WeightShared& shared, int64_t row, int64_t count, int64_t batch) {
-  const int used = shared.used;  // exact up to kListed; where it is more, it says only that
-  if (used <= kListed) {
-    const int mine = static_cast<int>(threadIdx.x);
-    if (mine < used) {
-      int place = 0;
-      for (int other = 0; other < used; ++other) place += shared.listed[other] < shared.listed[mine] ? 1 : 0;
-      packing.charge[row * kListed + place] = shared.listed[mine];
-      packing.weight[row * kListed + place] = shared.weight[mine];
-    }
-    return;
+/// What a refined list says of a query.
+struct Refined {
+  double squares, total;  // the nearest charge's ‖ρ‖²; Σ weights
+  double largest;         // log-weight, from which weights are measured
+};
+
+/// A light query's list, in the charges' order (threads appended as they came), its distances and weights by direct differences:
+/// what the products' rounding could do to near-duplicates is gone. For 1 to kListed charges.
+template <class T, class C>
+__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int64_t row, double r, double total_dim) {
+  const int used = shared.used, mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
+  if (mine < used) {
+    int place = 0;
+    for (int other = 0; other < used; ++other) place += shared.listed[other] < shared.listed[mine] ? 1 : 0;
+    shared.sorted[place] = shared.listed[mine];
   }
+  __syncthreads();
+  for (int at = mine / kWarp; at < used; at += kWeightThreads / kWarp) {
+    const C* charge = call.charges + shared.sorted[at] * call.dim;
+    const T* x = call.x + row * call.dim;
+    double squares = 0;
+    for (int64_t k = lane; k < call.dim; k += kWarp) {
+      const double difference = static_cast<double>(decode(charge[k], call.divisor, call.offset)) - static_cast<double>(x[k]);
+      squares += difference * difference;
+    }
+    squares = warp_reduce(squares, Sum{});
+    if (lane == 0) shared.squares[at] = squares;
+  }
+  __syncthreads();
+  double nearest = shared.squares[0];
+  for (int at = 1; at < used; ++at) nearest = shared.squares[at] < nearest ? shared.squares[at] : nearest;
+  const Kernel<T> kernel(nearest + r * r, r, total_dim);
+  if (mine < used) {
+    shared.exponent[mine] = static_cast<double>(kernel.log_weight(shared.squares[mine] - nearest)) +
+                            (call.log_weights ? call.log_weights[shared.sorted[mine]] : 0.0);
+  }
+  __syncthreads();
+  double largest = shared.exponent[0], total = 0;
+  for (int at = 1; at < used; ++at) largest = shared.exponent[at] > largest ? shared.exponent[at] : largest;
+  if (mine < used) {
+    shared.weight[mine] = static_cast<float>(exponential(static_cast<T>(shared.exponent[mine] - largest)));
+    call.packing.charge[row * kListed + mine] = shared.sorted[mine];
+    call.packing.weight[row * kListed + mine] = shared.weight[mine];
+  }
+  __syncthreads();
+  for (int at = 0; at < used; ++at) total += static_cast<double>(shared.weight[at]);
+  return {nearest, total, largest};
+}
+
+/// A heavy query's place among the heavy ones, and the zeros behind its packed weights.
+__device__ __forceinline__ void list_heavy(const Packing& packing, int64_t row, int64_t count, int64_t batch) {
   for (int64_t j = count + threadIdx.x; j < packing.stride; j += kWeightThreads)
     for (int digit = 0; digit < 3; ++digit) packing.digits[(digit * batch + row) * packing.stride + j] = 0;
   if (threadIdx.x == 0) packing.queries[atomicAdd(packing.heavy, 1)] = static_cast<int>(row);
@@ -170,6 +230,7 @@ template <class T, class C, Coefficients kWanted>
 __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
   const int64_t row = blockIdx.x;
+  if (call.proven && call.proven[row]) return;
   const int64_t stride = call.batch * call.count;
   const double* gaps = call.gaps + row * call.count;
   T* weights = call.weights ? call.weights + row * call.count : nullptr;
@@ -198,16 +259,9 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   sweep(gaps, [&](int64_t j, double gap) { nearest = nearer(nearest, {gap, j}); });
   nearest = block_nearest<kWeightThreads>(nearest, shared.nearest, shared.where);
 
-  double squares = nearest.gap;
-  if (call.relative) {
-    squares = 0;
-    for (int64_t k = threadIdx.x; k < call.dim; k += kWeightThreads) {
-      const double difference = static_cast<double>(decode(call.charges[nearest.charge * call.dim + k], call.divisor, call.offset)) -
-                                static_cast<double>(call.x[row * call.dim + k]);
-      squares += difference * difference;
-    }
-    squares = block_reduce<kWeightThreads>(squares, Sum{}, shared.slots);
-  }
+  double squares = !call.relative ? nearest.gap
+                                        : block_distance<kWeightThreads>(call.charges + nearest.charge * call.dim, call.x + row * call.dim,
+                                                                         call.dim, call.divisor, call.offset, shared.slots);
   const double r = static_cast<double>(call.r[row]);
   const double base = squares + r * r;
   const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
@@ -230,8 +284,7 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   }
 
   const T cut = weight_cut<T>(call.count);
-  const double gap_cut = (kernel.gaussian ? -static_cast<double>(cut) : expm1(-static_cast<double>(cut) / kernel.power)) /
-                         (kernel.inverse_base * call.gap_unit) * (1 + 1e-6);
+  const double gap_cut = kernel.gap_of(cut) / call.gap_unit;
   double total = 0, rate_total = 0, trace = 0, used = 0, packed = 0;
   bool listing = true;
   if constexpr (kWanted == Coefficients::kPacked) {
@@ -261,7 +314,6 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
         listing = at < kListed;  // else the query is heavy: this thread need not ask again
         if (listing) {
           shared.listed[at] = static_cast<int>(j);
-          shared.weight[at] = static_cast<float>(weight);
         }
       }
     } else if constexpr (kWanted != Coefficients::kWeights) {
@@ -286,7 +338,14 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   used = block_reduce<kWeightThreads>(used, Sum{}, shared.slots);
   if constexpr (kWanted == Coefficients::kPacked) {
     packed = block_reduce<kWeightThreads>(packed, Sum{}, shared.slots);  // whole numbers below 2^53: exact
-    finish_packing(call.packing, shared, row, call.count, call.batch);
+    if (shared.used > kListed) {  // exact up to kListed; where it is more, it says only that
+      list_heavy(call.packing, row, call.count, call.batch);
+    } else {
+      const Refined refined = refine_list(call, shared, row, r, total_dim);
+      squares = refined.squares;
+      largest = refined.largest;
+      total = good ? refined.total : total;
+    }
   } else if constexpr (kWanted != Coefficients::kWeights) {
     rate_total = block_reduce<kWeightThreads>(rate_total, Sum{}, shared.slots);
     trace = block_reduce<kWeightThreads>(trace, Sum{}, shared.slots);
@@ -296,8 +355,7 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   if (call.rate) call.rate[row] = static_cast<T>(rate_total / total);
   if (call.trace) call.trace[row] = static_cast<T>(trace / total);
   if (call.lse) {
-    const double at_anchor = kernel.gaussian ? -squares / (2 * r * r) : -0.5 * total_dim * log1p(squares / (r * r));
-    call.lse[row] = good ? largest + log(total) + at_anchor : std::numeric_limits<double>::quiet_NaN();
+    call.lse[row] = good ? largest + log(total) + log_kernel(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
