@@ -47,7 +47,7 @@ def save_image(picture: np.ndarray, path: str | Path) -> None:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
-def _figure(**options: Any) -> tuple[Any, Any]:
+def figure_of(**options: Any) -> tuple[Any, Any]:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -56,7 +56,7 @@ def _figure(**options: Any) -> tuple[Any, Any]:
     return plt.subplots(**options)
 
 
-def _finish(figure: Any, path: str | Path) -> None:
+def finish(figure: Any, path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     with beside(Path(path)) as partial:
@@ -66,20 +66,20 @@ def _finish(figure: Any, path: str | Path) -> None:
 
 def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, columns: int = 8) -> None:
     """Grids side by side, each under its title: (title, images (M, C, H, W))."""
-    figure, axes = _figure(ncols=len(panels), figsize=(4.2 * len(panels), 4.6 * 1.0), squeeze=False)
+    figure, axes = figure_of(ncols=len(panels), figsize=(4.2 * len(panels), 4.6 * 1.0), squeeze=False)
     for axis, (title, images) in zip(axes[0], panels, strict=True):
         axis.imshow(image_grid(images, columns))
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    _finish(figure, path)
+    finish(figure, path)
 
 
 def loss_curve(steps: Sequence[float], losses: Sequence[float], path: str | Path) -> None:
-    figure, axes = _figure(figsize=(5, 3.2))
+    figure, axes = figure_of(figsize=(5, 3.2))
     axes.plot(steps, losses)
     axes.set(xlabel="update", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
-    _finish(figure, path)
+    finish(figure, path)
 
 
 def trajectories(path_taken: Sequence[tuple[float, Tensor]], data: Tensor, path: str | Path) -> None:
@@ -92,7 +92,7 @@ def trajectories(path_taken: Sequence[tuple[float, Tensor]], data: Tensor, path:
     _, _, axes_ = torch.linalg.svd(flat - center, full_matrices=False)
     times = [t for t, _ in path_taken]
     states = torch.stack([x.flatten(1).cpu() for _, x in path_taken])
-    figure, axes = _figure(nrows=1, ncols=3, figsize=(14, 4))
+    figure, axes = figure_of(nrows=1, ncols=3, figsize=(14, 4))
     axes[0].plot(times, states.norm(dim=2)[:, :64].numpy(), lw=0.6, alpha=0.6)
     axes[0].set(xscale="log", yscale="log", xlabel="z", ylabel="‖x‖", title="from the prior to the data")
     axes[0].invert_xaxis()
@@ -115,4 +115,4 @@ def trajectories(path_taken: Sequence[tuple[float, Tensor]], data: Tensor, path:
     axes[2].imshow(image_grid(torch.stack(rows), columns=10))
     axes[2].set_title("z = " + ", ".join(f"{times[i]:.2g}" for i in shown), fontsize=7)
     axes[2].axis("off")
-    _finish(figure, path)
+    finish(figure, path)

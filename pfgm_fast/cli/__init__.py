@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from pfgm_fast._version import __version__
-from pfgm_fast.cli import bench, demo, evaluate, info, sample, train
+from pfgm_fast.cli import bench, compare, demo, evaluate, info, sample, train
 from pfgm_fast.errors import PfgmError
 
-COMMANDS = (demo, train, sample, evaluate, bench, info)
+COMMANDS = (demo, train, sample, evaluate, compare, bench, info)
 
 EPILOG = """\
 examples
@@ -18,6 +18,7 @@ examples
   pfgm-fast train --preset cifar10 --data cifar-10-batches-py --out runs/cifar
   pfgm-fast sample runs/cifar --count 64 --solver heun --steps 20 --out samples.png
   pfgm-fast evaluate runs/cifar --count 2048
+  pfgm-fast compare --data mnist-folder --out reports/mnist
   pfgm-fast bench --charges 4096 --dim 3072          the field kernel against the alternatives, here
   pfgm-fast info                                     what was built, what runs where, and why not
 """

@@ -1,5 +1,13 @@
-"""How good samples are, from the samples and the data alone."""
+"""How good samples are: from the samples and the data alone, and in the features of a classifier."""
 
 from pfgm_fast.metrics.distances import energy_distance, nearest_neighbors, sliced_wasserstein
+from pfgm_fast.metrics.frechet import frechet_distance, inception_metrics, precision_recall
 
-__all__ = ["energy_distance", "nearest_neighbors", "sliced_wasserstein"]
+__all__ = [
+    "energy_distance",
+    "frechet_distance",
+    "inception_metrics",
+    "nearest_neighbors",
+    "precision_recall",
+    "sliced_wasserstein",
+]

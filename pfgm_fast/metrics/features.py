@@ -1,0 +1,106 @@
+"""Features of a small classifier trained here on the data set itself: what FID needs where no Inception weights are at hand."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pfgm_fast.data import ImageSet
+from pfgm_fast.errors import CheckpointError, DataError
+from pfgm_fast.training.files import beside
+
+FEATURES = 64
+
+
+class Classifier(nn.Module):
+    """Three convolutions with pooling, then FEATURES numbers, then classes. images (B, C, H, W) in [−1, 1]."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for width in (32, 64, 128):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            layers.append(nn.MaxPool2d(2, ceil_mode=True))
+            channels = width
+        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(512, FEATURES))
+        self.head = nn.Linear(FEATURES, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, FEATURES), after the last non-linearity."""
+        return F.relu(self.body(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images))
+
+
+def train_classifier(
+    images: ImageSet, epochs: int = 3, batch: int = 128, seed: int = 0, device: torch.device | str = "cpu"
+) -> Classifier:
+    """Adam with a one-cycle schedule on the labelled set; deterministic on a CPU. Raises: DataError without labels."""
+    if images.labels is None:
+        raise DataError(f"{images.name} has no labels: the feature network is a classifier of them")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Classifier(images.shape[0], int(images.labels.max()) + 1).to(device)
+    values = images.charges()
+    steps = epochs * -(-len(images) // batch)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), generator=generator).split(batch):
+            loss = F.cross_entropy(net(values.values(rows).to(device)), images.labels[rows].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def cached_classifier(images: ImageSet, cache: Path, epochs: int = 3) -> Classifier:
+    """The classifier of this very data set: read from `cache`, or trained and written there.
+
+    Raises: DataError without labels, CheckpointError where the cached file is not one of ours.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file, save_file
+
+    if images.labels is None:
+        raise DataError(f"{images.name} has no labels: the feature network is a classifier of them")
+    digest = hashlib.sha256(images.images.numpy().tobytes() + images.labels.numpy().tobytes()).hexdigest()[
+        :16
+    ]
+    path = cache / f"classifier-{digest}-{epochs}.safetensors"
+    if not path.exists():
+        trained = train_classifier(images, epochs)
+        with beside(path) as partial:
+            save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, partial)
+    net = Classifier(images.shape[0], int(images.labels.max()) + 1)
+    try:
+        net.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is not the classifier that was expected; remove it to train anew ({error})"
+        ) from error
+    return net.eval()
+
+
+@torch.no_grad()
+def features_of(net: Classifier, images: Tensor, batch: int = 512) -> Tensor:
+    """(M, FEATURES) of images (M, C, H, W) in [−1, 1], on the CPU."""
+    where = next(net.parameters()).device
+    return torch.cat([net.features(part.to(where)).cpu() for part in images.split(batch)])
+
+
+@torch.no_grad()
+def accuracy(net: Classifier, images: ImageSet, batch: int = 512) -> float:
+    """Share of the images that get their own label."""
+    assert images.labels is not None
+    values, right = images.charges(), 0
+    for rows in torch.arange(len(images)).split(batch):
+        right += int((net(values.values(rows)).argmax(1) == images.labels[rows]).sum())
+    return right / len(images)
