@@ -1,6 +1,6 @@
 // The fused steps: out = [x +] a v [+ b v'], a and b a number a row that depends on the row's norms ‖v‖, ‖v'‖.
 //
-// Tiling: a row belongs to one warp (8 rows a block) or one block of 256 threads, which keeps it in registers between the
+// Tiling: a row belongs to one warp (8 rows a block) or one block of 256 or 1024 threads, which keeps it in registers between the
 // norm and the update, in vectors of 16 bytes where rows are aligned. Longer rows are cut into segments: one launch writes
 // each segment's sum of squares, a second one adds them up in a fixed order and updates.
 // Cost: reads v, v' and x once, writes out once (long rows: v and v' twice, the second time mostly from L2); bound by memory.
@@ -11,6 +11,7 @@
 namespace pfgm {
 
 constexpr int kRowThreads = 256;
+constexpr int kLongRowThreads = 1024;
 constexpr int kRowItems = 4;
 constexpr int kRowSegment = 8192;  // elements of a long row that one block handles
 
@@ -118,7 +119,7 @@ __device__ __forceinline__ Vector<T, kCount> load_as(const V* from) {
 }
 
 struct RowShared {
-  double slots[2][kRowThreads / kWarp];
+  double slots[2][kLongRowThreads / kWarp];
 };
 
 template <class T, int kGroup>
@@ -127,10 +128,16 @@ __device__ __forceinline__ T group_sum(T value, T* slots) {
   else return block_reduce<kGroup>(value, Sum{}, slots);
 }
 
+/// Threads of a block whose groups of kGroup threads have a row each, and the blocks that should fit on a multiprocessor.
+template <int kGroup>
+constexpr int kRowBlock = kGroup < kRowThreads ? kRowThreads : kGroup;
+template <class Rule, int kGroup>
+constexpr int kRowBlocks = kRowBlock<kGroup> > kRowThreads ? 1 : Rule::kSecond ? 2 : 4;
+
 /// A row in the registers of kGroup threads: dim ≤ kGroup · kRowItems · kCount, a multiple of kCount.
 template <class Rule, class T, class V, int kGroup, int kCount>
-__global__ void __launch_bounds__(kRowThreads, Rule::kSecond ? 2 : 4) row_kernel(Rule rule, RowCall<T, V> call) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowThreads / kGroup) + threadIdx.x / kGroup;
+__global__ void __launch_bounds__(kRowBlock<kGroup>, kRowBlocks<Rule, kGroup>) row_kernel(Rule rule, RowCall<T, V> call) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (row >= call.rows) return;  // a whole warp, or nobody
   const int64_t begin = row * call.dim;
   Vector<T, kCount> x[kRowItems], v[kRowItems], second[kRowItems];
@@ -234,11 +241,14 @@ __global__ void __launch_bounds__(kRowThreads) row_update_kernel(Rule rule, RowC
 template <class Rule, class T, class V, int kCount, class Allocate>
 void launch_rows_by(const Rule& rule, const RowCall<T, V>& call, Stream stream, Allocate scratch) {
   constexpr int64_t kPerThread = kRowItems * kCount;
+  constexpr int kLargest = Rule::kSecond ? kRowThreads : kLongRowThreads;  // two v's and x would not fit into 64 registers
   if (call.dim <= kWarp * kPerThread) {
     launch(row_kernel<Rule, T, V, kWarp, kCount>, ceil_div<int64_t>(call.rows, kRowThreads / kWarp), kRowThreads,
            sizeof(RowShared), stream, rule, call);
   } else if (call.dim <= kRowThreads * kPerThread) {
     launch(row_kernel<Rule, T, V, kRowThreads, kCount>, call.rows, kRowThreads, sizeof(RowShared), stream, rule, call);
+  } else if (call.dim <= kLargest * kPerThread) {
+    launch(row_kernel<Rule, T, V, kLargest, kCount>, call.rows, kLargest, sizeof(RowShared), stream, rule, call);
   } else {
     const int64_t segments = ceil_div<int64_t>(call.dim, kRowSegment);
     T* partial = scratch((Rule::kSecond ? 2 : 1) * call.rows * segments);
