@@ -8,7 +8,15 @@ import pytest
 import torch
 from scipy import stats
 
-from pfgm_fast.metrics import energy_distance, nearest_neighbors, sliced_wasserstein
+from pfgm_fast.errors import CheckpointError, DataError
+from pfgm_fast.metrics import (
+    energy_distance,
+    frechet_distance,
+    inception_metrics,
+    nearest_neighbors,
+    precision_recall,
+    sliced_wasserstein,
+)
 
 
 def test_energy_distance_in_one_dimension_is_scipys() -> None:
@@ -41,3 +49,54 @@ def test_sliced_wasserstein_of_a_shift() -> None:
     mean_abs = math.gamma(2) / (math.sqrt(math.pi) * math.gamma(2.5))
     got = sliced_wasserstein(shifted, x, 4000, torch.Generator().manual_seed(0))
     assert got == pytest.approx(2 * mean_abs, rel=0.03)
+
+
+def test_frechet_distance_of_gaussians_has_a_closed_form() -> None:
+    """For N(0, 1) and N(m, s²) in each of two dimensions: m² + (1 − s)², twice."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(40_000, 2, generator=generator), torch.randn(40_000, 2, generator=generator)
+    assert frechet_distance(a, 3 * b + 1) == pytest.approx(2 * (1 + 4), rel=0.03)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_agrees_with_the_matrix_root() -> None:
+    from scipy.linalg import sqrtm
+
+    a, b = torch.randn(500, 5).double() @ torch.randn(5, 5).double(), torch.randn(400, 5).double()
+    first, second = torch.cov(a.T).numpy(), torch.cov(b.T).numpy()
+    expected = (a.mean(0) - b.mean(0)).square().sum() + (
+        first + second - 2 * sqrtm(first @ second).real
+    ).trace()
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_precision_and_recall_tell_quality_from_variety() -> None:
+    data = torch.randn(800, 3)
+    few = precision_recall(0.05 * torch.randn(800, 3), data)  # good but all alike
+    wide = precision_recall(4 * torch.randn(800, 3), data)  # all of it, and much besides
+    assert few.precision > 0.95 > 0.2 > few.recall
+    assert wide.recall > 0.8 > 0.4 > wide.precision
+
+
+def test_the_classifier_learns_is_cached_and_tells_noise_from_digits(tmp_path) -> None:
+    from pfgm_fast.data import load
+    from pfgm_fast.metrics.features import accuracy, cached_classifier, features_of
+
+    digits, held_out = load("digits").split(1400)
+    net = cached_classifier(digits, tmp_path, epochs=6)
+    assert accuracy(net, held_out) > 0.9
+    again = cached_classifier(digits, tmp_path, epochs=6)
+    values = held_out.charges().values()
+    assert torch.equal(features_of(net, values), features_of(again, values))
+    real = features_of(net, digits.charges().values())
+    noisy = features_of(net, (values + 0.5 * torch.randn_like(values)).clamp(-1, 1))
+    assert frechet_distance(noisy, real) > 4 * frechet_distance(features_of(net, values), real)
+    next(tmp_path.glob("classifier-*")).write_bytes(b"not a file of tensors")
+    with pytest.raises(CheckpointError, match="is not the classifier that was expected"):
+        cached_classifier(digits, tmp_path, epochs=6)
+
+
+def test_inception_says_what_is_missing(tmp_path) -> None:
+    images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(DataError, match="needs the package torch-fidelity|no Inception weights at"):
+        inception_metrics(images, images, tmp_path / "none.pth")

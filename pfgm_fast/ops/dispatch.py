@@ -84,7 +84,13 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
     Raises: BackendError with each asked backend's reason.
     """
     wanted = chosen_backend()
-    key = (op, wanted, x.device.type, x.dtype, None if charges is None else (charges.device.type, charges.dtype))
+    key = (
+        op,
+        wanted,
+        x.device.type,
+        x.dtype,
+        None if charges is None else (charges.device.type, charges.dtype),
+    )
     module = _chosen.get(key)
     if module is None:
         module = _chosen[key] = _first_that_serves(op, wanted, x, charges)
