@@ -98,5 +98,5 @@ def test_the_classifier_learns_is_cached_and_tells_noise_from_digits(tmp_path) -
 
 def test_inception_says_what_is_missing(tmp_path) -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(DataError, match="needs the package torch-fidelity|no Inception weights at"):
+    with pytest.raises(DataError, match=r"needs the package torch-fidelity|no Inception weights at"):
         inception_metrics(images, images, tmp_path / "none.pth")

@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
         figures["frechet_classifier"] = frechet_distance(features, data_features)
         figures["precision"], figures["recall"] = precision_recall(features, data_features)
     if options.inception:
-        pixels = [torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real)]
-        figures |= inception_metrics(*pixels, options.inception)
+        drawn, data_pixels = (torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real))
+        figures |= inception_metrics(drawn, data_pixels, options.inception)
     for name, value in figures.items():
         print(f"{name:<24} {value:.4g}" if isinstance(value, float) else f"{name:<24} {value}")
     if options.json:
