@@ -19,8 +19,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.gpu_cases import Setting, cases
+from benchmarks.gpu_cases import cases
 from benchmarks.gpu_report import machine, markdown
+from benchmarks.gpu_setting import Setting
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import pfgm_fast as pf
-from benchmarks.gpu_timing import Function, Measured, graphed, measure, ratio
+from benchmarks import gpu_pipeline
+from benchmarks.gpu_setting import Rows, Setting, images, row
+from benchmarks.gpu_timing import Function, graphed, measure, ratio
 from pfgm_fast import peers
 from pfgm_fast.ops.dispatch import backend, status
 
 BAR = 1e-5
 """Largest error of the unit direction against float64 with which a time may stand."""
-
-Rows = Iterator[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """device; tiny: rehearse on small shapes; data: a path that pfgm_fast.data reads, or None."""
-
-    device: torch.device
-    tiny: bool = False
-    data: str | None = None
-
-    def scaled(self, value: int, small: int) -> int:
-        return min(value, small) if self.tiny else value
-
-    def ours(self) -> list[str]:
-        """The backends that are compared; the first is what the ratios are of."""
-        return ["cuda", "triton"] if self.device.type == "cuda" else ["reference"]
 
 
 def cases(setting: Setting) -> dict[str, Callable[[], Rows]]:
@@ -68,8 +50,8 @@ def cases(setting: Setting) -> dict[str, Callable[[], Rows]]:
         table[f"Euler step {batch} x {dim}"] = partial(
             euler_step, setting, roof, setting.scaled(batch, 8), setting.scaled(dim, 9000)
         )
-    table["Euler sampler, DDPM++ 32 x 32, batch 16"] = partial(sampler, setting)
-    table["training step, DDPM++ 32 x 32, batch 128"] = partial(training_step, setting)
+    table["Euler sampler, DDPM++ 32 x 32, batch 16"] = partial(gpu_pipeline.sampler, setting)
+    table["training step, DDPM++ 32 x 32, batch 128"] = partial(gpu_pipeline.training_step, setting)
     return table
 
 
@@ -88,14 +70,14 @@ class Roof:
         target = torch.empty_like(source)
         took = measure({"copy": lambda: target.copy_(source)}, device, budget=0.3)["copy"]
         self.copy = 2 * size / took.median
-        yield _row("copy of 2 GiB", took, rate=self.copy / 1e12, unit="TB/s")
+        yield row("copy of 2 GiB", took, rate=self.copy / 1e12, unit="TB/s")
         n = self.setting.scaled(8192, 64)
         for dtype in (torch.bfloat16, torch.float32, torch.int8):
             a = torch.randn(n, n, device=device)
             a = (a * 30).to(dtype) if dtype == torch.int8 else a.to(dtype)
             product = (lambda a=a: torch._int_mm(a, a)) if dtype == torch.int8 else (lambda a=a: a @ a)
             took = measure({"product": product}, device, rounds=5, budget=0.2)["product"]
-            yield _row(
+            yield row(
                 f"{str(dtype).removeprefix('torch.')} product of {n}",
                 took,
                 rate=2 * n**3 / took.median / 1e12,
@@ -103,32 +85,7 @@ class Roof:
             )
 
 
-def _row(what: str, took: Measured, **more: Any) -> dict[str, Any]:
-    return {"what": what, "ms": took.median * 1e3, "p20": took.low * 1e3, "p80": took.high * 1e3, **more}
-
-
 # ---- the field -----------------------------------------------------------------------------------------------------------
-
-
-def images(setting: Setting, count: int, dim: int) -> Tensor:
-    """(count, dim) bytes: the given data where they fit, else random fields with natural images' 1/f spectrum."""
-    if setting.data and dim == 3072:
-        from pfgm_fast import data
-
-        flat = data.load(setting.data).images.flatten(1)
-        if len(flat) >= count and flat.shape[1] == dim:
-            return flat[:count].to(setting.device)
-    side = max(2, math.ceil(math.sqrt(dim / 3)))
-    generator = torch.Generator(setting.device).manual_seed(0)
-    axis = torch.fft.fftfreq(side, device=setting.device)
-    amplitude = 1 / (axis[:, None].square() + axis.square() + (1 / side) ** 2).sqrt()
-    out = torch.empty(count, dim, dtype=torch.uint8, device=setting.device)
-    for part in out.split(max(1, (1 << 27) // (3 * side * side))):
-        noise = torch.randn(len(part), 3, side, side, device=setting.device, generator=generator)
-        field = torch.fft.ifft2(torch.fft.fft2(noise) * amplitude).real
-        field = 0.8 * field.mean(1, keepdim=True) + 0.3 * field
-        part.copy_((120 + 62 * field / field.std()).clamp(0, 255).flatten(1)[:, :dim])
-    return out
 
 
 def target(
@@ -213,7 +170,7 @@ def target(
     read = charges.flat.numel() * charges.flat.element_size()
     for name, took in times.items():
         extra = {"speedup": ratio(took, times[first])} if first else {}
-        yield _row(name, took, **gate[name], **extra, share_of_copy=read / took.median / roof.copy)
+        yield row(name, took, **gate[name], **extra, share_of_copy=read / took.median / roof.copy)
     yield from found
 
 
@@ -236,7 +193,7 @@ def exact_direction(x: Tensor, z: Tensor, charges: pf.Charges) -> Tensor:
     power = -0.5 * (x.shape[1] + 1)
     squares = torch.cat(
         [
-            torch.stack([(block - row).square().sum(1) for row in x])
+            torch.stack([(block - query).square().sum(1) for query in x])
             for block in (charges.values(i, torch.float32).double() for i in _blocks(charges))
         ],
         1,
@@ -245,8 +202,8 @@ def exact_direction(x: Tensor, z: Tensor, charges: pf.Charges) -> Tensor:
     field = torch.zeros_like(x)
     for i in _blocks(charges):
         block = charges.values(i, torch.float32).double()
-        for row in range(len(x)):
-            field[row] -= weights[row, i] @ (block - x[row])
+        for query, weight, total in zip(x, weights, field, strict=True):
+            total -= weight[i] @ (block - query)
     return -torch.nn.functional.normalize(torch.cat([field, z[:, None]], 1), dim=1)
 
 
@@ -301,104 +258,10 @@ def euler_step(setting: Setting, roof: Roof, batch: int, dim: int) -> Rows:
     first = next(iter(times))
     for name, took in times.items():
         moved = 3 * 4 * batch * dim / took.median
-        yield _row(
+        yield row(
             name,
             took,
             **gates.get(name, {}),
             speedup=ratio(took, times[first]),
             share_of_copy=moved / roof.copy,
         )
-
-
-# ---- the pipeline --------------------------------------------------------------------------------------------------------
-
-
-def _network(setting: Setting) -> torch.nn.Module:
-    from pfgm_fast.nn import DDPMpp, UNetConfig
-
-    torch.manual_seed(0)
-    config = (
-        UNetConfig(3, 8, 32, (1, 2), 1, (4,))
-        if setting.tiny
-        else UNetConfig(3, 32, 128, (1, 2, 2, 2), 4, (16,), dropout=0.1)
-    )
-    return DDPMpp(config).to(setting.device)
-
-
-def sampler(setting: Setting) -> Rows:
-    """Ten Euler steps: eager float32 in plain PyTorch; ours with bf16, channels-last, one CUDA graph."""
-    from pfgm_fast.sampling_graph import EulerGraph
-
-    net, side = _network(setting).eval(), 8 if setting.tiny else 32
-    steps = 3 if setting.tiny else 10
-    shape = (2 if setting.tiny else 16, 3, side, side)
-    x0 = 40 * torch.randn(shape, device=setting.device)
-    grid = torch.logspace(math.log10(40.0), -3, steps + 1).tolist()
-
-    @torch.no_grad()
-    def eager() -> Tensor:
-        x = x0
-        for z, z_next in pairwise(grid):
-            vx, vz = net(x, torch.full((len(x),), z, device=x.device))
-            x = peers.plain_euler(x, vx, vz, z, z_next)
-        return x
-
-    exact = eager()
-    fast_net = _network(setting).eval().to(memory_format=torch.channels_last)
-    plain_graph = EulerGraph(net, shape, setting.device)
-    fast_graph = EulerGraph(fast_net, shape, setting.device, autocast=torch.bfloat16)
-    functions: dict[str, Function] = {
-        "ours: graph, bf16, channels-last": lambda: fast_graph(x0, grid),
-        "ours: graph, float32": lambda: plain_graph(x0, grid),
-        "eager float32 loop": eager,
-    }
-    notes = {name: graph.reason for name, graph in zip(functions, (fast_graph, plain_graph), strict=False)}
-    times = measure(functions, setting.device, rounds=5, budget=1.0)
-    first = next(iter(times))
-    for name, function in functions.items():
-        error = float((function() - exact).norm() / exact.norm())
-        note = {"note": f"not captured: {notes[name]}"} if notes.get(name) else {}
-        yield _row(name, times[name], error=error, speedup=ratio(times[name], times[first]), **note)
-
-
-def training_step(setting: Setting) -> Rows:
-    """Forward, backward, Adam; the target over all charges (ours), over M = 4096 by the authors' formula (eager float32)."""
-    from pfgm_fast.methods import PFGM
-
-    count, batch, side = setting.scaled(50000, 64), setting.scaled(128, 4), 8 if setting.tiny else 32
-    charges = pf.Charges(images(setting, count, 3 * side * side).view(count, 3, side, side))
-    subset = charges.values(slice(0, min(4096, count))).flatten(1)
-    method, index = PFGM(), torch.arange(batch, device=setting.device)
-
-    def step(net: torch.nn.Module, ours: bool) -> Function:
-        optimizer = torch.optim.Adam(net.parameters(), lr=2e-4, fused=setting.device.type == "cuda" and ours)
-        net.train()
-
-        def run() -> None:
-            images_ = charges.values(index)
-            if ours:
-                with torch.autocast(setting.device.type, torch.bfloat16):
-                    loss = method.loss(net, images_, index, charges, None).mean()
-            else:
-                x, z = method.perturb(images_)
-                vx, vz = peers.authors_target(x.flatten(1), z, subset)
-                got_x, got_z = net(x, z)
-                loss = ((got_x.flatten(1) - vx).square().sum(1) + (got_z - vz).square()).mean() / (
-                    charges.dim + 1
-                )
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-        return run
-
-    functions = {
-        "ours: all charges, bf16, channels-last": step(
-            _network(setting).to(memory_format=torch.channels_last), True
-        ),
-        "eager float32, the authors' formula, M = 4096": step(_network(setting), False),
-    }
-    times = measure(functions, setting.device, rounds=5, budget=1.5)
-    first = next(iter(times))
-    for name, took in times.items():
-        yield _row(name, took, speedup=ratio(took, times[first]), rate=batch / took.median, unit="images/s")

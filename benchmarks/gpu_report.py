@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import pfgm_fast as pf
-from benchmarks.gpu_cases import Setting
+from benchmarks.gpu_setting import Setting
 
 
 def machine(setting: Setting) -> dict[str, Any]:
