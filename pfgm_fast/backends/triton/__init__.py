@@ -1,13 +1,54 @@
-"""Triton on every GPU that it knows; one file a kernel. No kernel stands here yet, and this module says so."""
+"""Triton on every GPU that it knows; one file a kernel, `field.py` and `steps.py` say which serve an operator.
+
+Nothing here imports Triton before the first call that needs it. With TRITON_INTERPRET=1 the same kernels run on CPU tensors,
+in Triton's interpreter: that is how they are tested without a GPU, and only on request (`use_backend("triton")`).
+"""
 
 from __future__ import annotations
 
+import importlib
+import os
+from functools import cache
+from typing import Any
+
+import torch
 from torch import Tensor
 
+STEPS = ("normalize_field", "drift", "euler_step", "euler_step_out", "heun_step")
+FIELD = ("posterior_mean", "poisson_field", "score", "log_density", "second_moment", "field_step")
 
+
+def interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
 def unavailable() -> str | None:
-    return "this version has no Triton kernels yet"
+    try:
+        importlib.import_module("pfgm_fast.backends.triton.runtime")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install triton"
+    if not interpreted() and not torch.cuda.is_available():
+        return (
+            "no GPU is visible to PyTorch (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
+        )
+    return None
 
 
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
-    return unavailable()
+    if interpreted():
+        if x.device.type != "cpu":
+            return f"TRITON_INTERPRET=1 serves CPU tensors, not {x.device.type}"
+    elif x.device.type != "cuda":
+        return f"serves CUDA tensors, not {x.device.type}"
+    if op in FIELD and x.dtype != torch.float32:
+        return f"serves float32 queries, not {x.dtype}: convert them, or use cuda or reference"
+    return None
+
+
+def __getattr__(name: str) -> Any:
+    if name in FIELD:
+        return getattr(importlib.import_module("pfgm_fast.backends.triton.field_operators"), name)
+    if name in STEPS:
+        return getattr(importlib.import_module("pfgm_fast.backends.triton.steps"), name)
+    raise AttributeError(name)

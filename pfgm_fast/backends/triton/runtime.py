@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,6 +70,100 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
     """
     if INTERPRETED and a.dtype == tl.bfloat16:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee", out_dtype=tl.float32)
-    if a.dtype == tl.int8:
+    elif a.dtype == tl.int8:
         return tl.dot(a, b, acc, out_dtype=tl.int32)
-    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=tl.float32)
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=tl.float32)
+
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int8: "*i8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
+
+
+TUNE_ENVIRONMENT = "PFGM_FAST_TRITON_TUNE"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration among which tuning chooses."""
+
+    constexprs: tuple[tuple[str, int], ...]
+    warps: int
+    stages: int
+
+
+@cache
+def _tuned(kernel: Any, choices: tuple[Choice, ...]) -> Any:
+    """The kernel with Triton's own tuning: every choice is timed once for a shape, the result is kept on disk."""
+    listed = [
+        triton.Config(dict(c.constexprs), num_warps=c.warps, num_stages=c.stages) for c in choices
+    ]  # fmt: skip
+    return triton.autotune(listed, key=["B", "M", "N"], cache_results=True)(kernel)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel, its arguments by name, and one configuration; `run` launches it, `compilation` says how it is compiled."""
+
+    name: str
+    kernel: Any
+    grid: Callable[[dict[str, Any]], int]  # of the constexprs
+    arguments: dict[str, Any]  # tensors, numbers, None where a kernel does without
+    constexprs: dict[str, Any]
+    warps: int
+    stages: int
+    tensor_cores: bool = False
+    choices: tuple[
+        Choice, ...
+    ] = ()  # what PFGM_FAST_TRITON_TUNE=1 measures; constexprs of the same names give way
+
+    def compilation(self) -> Compilation:
+        """As Triton specialises a launch with these arguments: None and 1 are constants, multiples of 16 are known."""
+        signature, constants, divisible = {}, dict(self.constexprs), []
+        for name, value in self.arguments.items():
+            if isinstance(value, Tensor):
+                signature[name] = _POINTERS[value.dtype]
+                divisible.append(name)
+            elif value is None or (isinstance(value, int) and value == 1):
+                constants[name] = value
+            elif isinstance(value, int):
+                signature[name] = "i32" if value < 2**31 else "i64"
+                divisible += [name] if value % 16 == 0 else []
+            else:
+                signature[name] = "fp32"
+        signature |= dict.fromkeys(constants, "constexpr")
+        return Compilation(
+            self.name, self.kernel, signature, constants, self.warps, self.stages, self.tensor_cores, tuple(divisible)
+        )  # fmt: skip
+
+    def run(self) -> None:
+        if _recorded is not None:
+            _recorded.append(self.compilation())
+            return
+        if self.choices and not INTERPRET and os.environ.get(TUNE_ENVIRONMENT) == "1":
+            fixed = {k: v for k, v in self.constexprs.items() if k not in dict(self.choices[0].constexprs)}
+            _tuned(self.kernel, self.choices)[lambda meta: (self.grid(meta),)](**self.arguments, **fixed)
+            return
+        self.kernel[(self.grid(self.constexprs),)](
+            **self.arguments, **self.constexprs, num_warps=self.warps, num_stages=self.stages
+        )
+
+
+_recorded: list[Compilation] | None = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Compilation]]:
+    """Launches are not run but listed, so that what is compiled ahead of time is what would be launched."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None

@@ -1,0 +1,117 @@
+"""The configurations: block sizes, warps and stages of each kernel, by architecture and shape. Nothing is searched at run time.
+
+How they were chosen: by reasoning from registers, shared memory and the shape of the matrix instructions, and by what the
+compiler then reports (tests/test_triton_compile.py asserts it). No GPU has timed them. `PFGM_FAST_TRITON_TUNE=1` has Triton
+measure, for each new shape, every tile of the table and keep the fastest on disk (Triton's own cache).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+CHARGES = 128
+"""Charges of a tile of the first product: one for all configurations, because the rows' kernel reads the tiles' minima."""
+
+LISTED = 64
+"""A query with at most so many charges of weight is served by direct differences; others by the second product."""
+
+DIGIT_BLOCK, DIGIT_WARPS = 1024, 4
+PLANE_QUERIES, PLANE_CHARGES, PLANE_WARPS = 16, 128, 4
+TILES, LIST, LIST_BLOCK, ROW_WARPS = 16, 8, 512, 8
+"""The rows' kernels: tiles of charges at a time, listed charges at a time, elements at a time."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One configuration of a product: `rows` queries (first product) or listed queries (second) by `columns` charges (first)
+    or elements (second), `depth` of the contracted dimension a step."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Tiles of each product, the largest first."""
+
+    byte_product: tuple[Tile, ...]
+    long_byte_product: tuple[Tile, ...]  # N > 131,072: sums of parts are kept in int64 besides
+    float_product: tuple[Tile, ...]
+    byte_spread: tuple[Tile, ...]
+    float_spread: tuple[Tile, ...]
+    precision: str
+    """How a product of float32 is split. bf16x6: three bfloat16 terms a side, the six products that reach 2⁻²⁴: as many
+    tensor-core passes as tf32x3 at half their price, a bit more accurate, and known to NVIDIA and AMD. `ieee` runs on plain
+    cores, at a fifth to a third of that rate."""
+
+
+def _tiles(columns: int, depth: int, stages: int, *rows_and_warps: tuple[int, int]) -> tuple[Tile, ...]:
+    return tuple(Tile(rows, columns, depth, warps, stages) for rows, warps in rows_and_warps)
+
+
+_AMPERE = Table(  # within the 99 KiB of shared memory of sm_86 and sm_89
+    byte_product=_tiles(CHARGES, 64, 3, (64, 8), (32, 4), (16, 4)),
+    long_byte_product=_tiles(CHARGES, 64, 3, (16, 4)),
+    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
+    byte_spread=_tiles(128, 64, 2, (32, 8), (16, 4)),
+    float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
+    precision="bf16x6",
+)
+_HOPPER = Table(
+    byte_product=_tiles(CHARGES, 128, 3, (64, 8), (32, 4), (16, 4)),
+    long_byte_product=_tiles(CHARGES, 128, 3, (16, 4)),
+    float_product=_tiles(CHARGES, 32, 3, (64, 8), (32, 8), (16, 4)),
+    byte_spread=_tiles(128, 64, 3, (64, 8), (16, 4)),
+    float_spread=_tiles(64, 32, 3, (64, 8), (16, 4)),
+    precision="bf16x6",
+)
+_CDNA3 = Table(  # 64 KiB of shared memory
+    byte_product=_tiles(CHARGES, 64, 2, (64, 8), (32, 4), (16, 4)),
+    long_byte_product=_tiles(CHARGES, 64, 2, (16, 4)),
+    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
+    byte_spread=_tiles(64, 64, 2, (32, 8), (16, 4)),
+    float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
+    precision="bf16x6",
+)
+TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA3}
+"""Compiled ahead of time by the tests. Other devices take the nearest: 8.x sm_80, later ones theirs, AMD gfx942."""
+
+INTERPRETER = Table(  # large enough to be quick there, small enough to have edges
+    byte_product=_tiles(CHARGES, 128, 1, (16, 4)),
+    long_byte_product=_tiles(CHARGES, 128, 1, (16, 4)),
+    float_product=_tiles(CHARGES, 128, 1, (16, 4)),
+    byte_spread=_tiles(128, 64, 1, (16, 4)),
+    float_spread=_tiles(128, 64, 1, (16, 4)),
+    precision="ieee",
+)
+
+
+@cache
+def _of_device(index: int) -> tuple[Table, int]:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        return TABLES["gfx942"], properties.multi_processor_count
+    name = {8: "sm_80", 9: "sm_90"}.get(properties.major, "sm_80" if properties.major > 10 else "sm_100")
+    return TABLES[name], properties.multi_processor_count
+
+
+def of_device(device: torch.device) -> tuple[Table, int]:
+    """The table for a device and its number of multiprocessors (the interpreter's stand-ins for the CPU)."""
+    if device.type != "cuda":
+        return INTERPRETER, 2
+    return _of_device(torch.cuda.current_device() if device.index is None else device.index)
+
+
+def pick(tiles: tuple[Tile, ...], rows: int, others: int, processors: int) -> Tile:
+    """The largest tile that gives every multiprocessor one (`others`: tiles of the other dimension) and is not
+    half empty; else the smallest."""
+    for tile in tiles:
+        if -(-rows // tile.rows) * others >= processors and 2 * rows > tile.rows:
+            return tile
+    return tiles[-1]

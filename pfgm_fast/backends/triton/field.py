@@ -1,0 +1,225 @@
+"""The field operators, as launches: which kernels, which configurations, which scratch memory.
+
+| way | serves | launches |
+|---|---|---|
+| plane | N ≤ 16 (not score, second_moment; not few queries that meet very many charges) | 1 |
+| bytes | uint8 charges: digits, product, weights, spread, finish | 5; log_density, score, second_moment 3 |
+| floats | float32 charges: product, weights, spread, finish | 4; log_density, score, second_moment 2 |
+
+Light rows are finished by `weights`; `spread` and `finish` return at once where no row is heavy. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pfgm_fast.backends import reference
+from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.common import MODES
+from pfgm_fast.backends.triton.digits import launch_digits
+from pfgm_fast.backends.triton.finish import launch_finish
+from pfgm_fast.backends.triton.plane import launch_plane, plane_serves
+from pfgm_fast.backends.triton.products import launch_byte_product, launch_float_product
+from pfgm_fast.backends.triton.runtime import Compilation, cdiv, device_guard, recorded
+from pfgm_fast.backends.triton.spread import launch_spread
+from pfgm_fast.backends.triton.weights import launch_weights
+
+SCRATCH = 1 << 30
+"""Bytes of pairs at a time, about: larger batches are served in blocks of rows."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a field operator; every array is contiguous."""
+
+    op: str
+    x: Tensor  # (B, N) float32
+    r: Tensor  # (B,) float32
+    charges: Tensor  # (M, N) float32 or uint8
+    log_weights: Tensor | None  # (M,) float64
+    center: Tensor | None  # (N,) float32
+    sq_norms: Tensor | None  # (M,) float64
+    divisor: float
+    offset: float
+    aug_dim: float
+    u: Tensor | None = None  # (B, N): second_moment
+    power: int = 0
+    r_next: Tensor | None = None  # (B,): field_step
+    out: Tensor | None = None  # (B, N): x − m, m, the step's result, or the moment
+    gradient: Tensor | None = None  # (B, N): score
+    rate: Tensor | None = None  # (B,): score, second_moment
+    trace: Tensor | None = None  # (B,): score
+    lse: Tensor | None = None  # (B,) float64
+
+    @property
+    def bytes(self) -> bool:
+        return self.charges.dtype == torch.uint8
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """B, M, N."""
+        return self.x.shape[0], self.charges.shape[0], self.x.shape[1]
+
+    @property
+    def constants(self) -> tuple[float, float, float]:
+        """divisor, offset and D as kernels take them (D = ∞ is their GAUSSIAN)."""
+        return self.divisor, self.offset, 1.0 if math.isinf(self.aug_dim) else float(self.aug_dim)
+
+    @property
+    def kind(self) -> dict[str, Any]:
+        return {"MODE": MODES[self.op], "GAUSSIAN": math.isinf(self.aug_dim)}
+
+    @property
+    def ends_in_weights(self) -> bool:
+        """Whether `weights` serves every row: nothing is left for a second product."""
+        return self.op in ("log_density", "score", "second_moment")
+
+    def rows(self, part: slice) -> Call:
+        """The same call for some of its rows."""
+        cut = {
+            name: getattr(self, name)[part]
+            for name in ("x", "r", "u", "r_next", "out", "gradient", "rate", "trace", "lse")
+            if getattr(self, name) is not None
+        }
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """What the kernels of one call pass on; (B, stride) arrays have a row of whole tiles of charges."""
+
+    stride: int
+    tiles: int
+    gaps: Tensor  # (B, stride) float32
+    least: Tensor  # (B, tiles) float64
+    listed: Tensor  # (B, stride) int32
+    second: Tensor | None  # (B, stride) float32
+    counts: Tensor  # (B,) int32
+    heavy_rows: Tensor  # (B,) int32
+    heavy_count: Tensor  # (1,) int32
+    anchors: Tensor  # (B,) int64
+    numbers: Tensor  # (3, B) float64: totals, doubts, reaches
+    residual: Tensor | None  # (B,) float32: bytes
+
+    @staticmethod
+    def of(call: Call) -> Scratch:
+        batch, count, _ = call.sizes
+        tiles = cdiv(count, configs.CHARGES)
+        stride = tiles * configs.CHARGES
+        coefficients = call.op in ("score", "second_moment")
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=call.x.device)
+
+        return Scratch(
+            stride=stride,
+            tiles=tiles,
+            gaps=empty(batch, stride, dtype=torch.float32),
+            least=empty(batch, tiles, dtype=torch.float64),
+            listed=empty(batch, stride, dtype=torch.int32),
+            second=empty(batch, stride, dtype=torch.float32) if coefficients else None,
+            counts=empty(batch, dtype=torch.int32),
+            heavy_rows=empty(batch, dtype=torch.int32),
+            heavy_count=empty(1, dtype=torch.int32),
+            anchors=empty(batch, dtype=torch.int64),
+            numbers=empty(3, batch, dtype=torch.float64),
+            residual=empty(batch, dtype=torch.float32) if call.bytes else None,
+        )
+
+
+def prepared(call: Call) -> Call:
+    """With center and sq_norms: those of the caller, or around 0, in plain PyTorch."""
+    if call.center is not None and call.sq_norms is not None:
+        return replace(call, center=call.center.to(call.x.dtype))
+    center = torch.zeros_like(call.x[0]) if call.center is None else call.center.to(call.x.dtype)
+    parts = reference.chunks(call.charges, call.divisor, call.offset, call.x.dtype)
+    norms = torch.cat([(y.double() - center.double()).square_().sum(1) for _, y in parts])
+    return replace(call, center=center, sq_norms=norms)
+
+
+def serve(call: Call) -> None:
+    """Fill the call's outputs."""
+    batch, count, _ = call.sizes
+    if batch == 0:
+        return
+    with device_guard(call.x):
+        table, processors = configs.of_device(call.x.device)
+        if plane_serves(call, processors):
+            launch_plane(call)
+            return
+        call = prepared(call)
+        rows = max(128, SCRATCH // (8 * count) // 128 * 128)
+        for start in range(0, batch, rows):
+            serve_rows(call.rows(slice(start, start + rows)), table, processors)
+
+
+def serve_rows(call: Call, table: configs.Table, processors: int) -> None:
+    scratch = Scratch.of(call)
+    if call.bytes:
+        launch_byte_product(call, scratch, launch_digits(call, scratch), table, processors)
+    else:
+        launch_float_product(call, scratch, table, processors)
+    launch_weights(call, scratch)
+    if not call.ends_in_weights:
+        partial = launch_spread(call, scratch, table, processors)
+        launch_finish(call, scratch, partial)
+
+
+def ahead_of_time(arch: str) -> list[Compilation]:
+    """Every kernel of the field operators in every configuration of arch's table, as a launch with aligned arrays would
+    compile it; one more for each product with sizes that nothing divides, and with sizes beyond 32 bits."""
+    table = configs.TABLES[arch]
+    shapes = [(1, 5000, 3072), (64, 5000, 3072), (16, 5000, 196_608), (37, 5001, 771)]
+    with recorded() as found:
+        for op in MODES:
+            for dtype in (torch.uint8, torch.float32):
+                for weighted, aug_dim in ((False, 1.0), (True, math.inf)):
+                    for shape in shapes if op == "poisson_field" else shapes[1:2]:
+                        serve_rows(_example(op, dtype, shape, weighted, aug_dim), table, 100)
+            for dim in (1, 2, 16) if op not in ("score", "second_moment") else ():
+                launch_plane(_example(op, torch.float32, (64, 5000, dim), True, 1.0))
+        for dtype in (torch.uint8, torch.float32):
+            serve_rows(_example("poisson_field", dtype, (16, 60_000, 196_608), False, 1.0), table, 100)
+    return list({repr(c): c for c in found}.values())
+
+
+def _example(
+    op: str, dtype: torch.dtype, shape: tuple[int, int, int], weighted: bool, aug_dim: float
+) -> Call:
+    """A call whose tensors have no memory."""
+    batch, count, dim = shape
+
+    def array(*size: int, kind: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=kind, device="meta")
+
+    call = Call(
+        op,
+        array(batch, dim),
+        array(batch),
+        array(count, dim, kind=dtype),
+        array(count, kind=torch.float64) if weighted else None,
+        array(dim),
+        array(count, kind=torch.float64),
+        127.5 if dtype == torch.uint8 else 1.0,
+        -1.0,
+        aug_dim,
+    )
+    more: dict[str, Any] = {}
+    if op != "log_density":
+        more["out"] = array(batch, dim)
+    if op not in ("field_step", "second_moment"):
+        more["lse"] = array(batch, kind=torch.float64)
+    if op in ("score", "second_moment"):
+        more["rate"] = array(batch)
+    if op == "score":
+        more |= {"gradient": array(batch, dim), "trace": array(batch)}
+    if op == "second_moment":
+        more |= {"u": array(batch, dim), "power": 2}
+    if op == "field_step":
+        more["r_next"] = array(batch)
+    return replace(call, **more)

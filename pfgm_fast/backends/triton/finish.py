@@ -1,0 +1,143 @@
+"""A heavy row's output from the parts of its sum; where their precision does not suffice, from its list, directly."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.common import FIELD, STEP, decode, field_output
+from pfgm_fast.backends.triton.direct import serve_list, squared_distance
+from pfgm_fast.backends.triton.runtime import Launch, jit, tl
+
+if TYPE_CHECKING:
+    from pfgm_fast.backends.triton.field import Call, Scratch
+
+
+@jit
+def finish_kernel(
+    partial,  # (splits, B, N) float32
+    heavy_rows,  # (B,) int32
+    heavy_count,  # (1,) int32
+    anchors,  # (B,) int64
+    counts,  # (B,) int32
+    totals,  # (B,) float64
+    doubts,  # (B,) float64
+    reaches,  # (B,) float64
+    listed,  # (B, stride) int32
+    work,  # (B, stride) float32
+    x,  # (B, N) float32
+    r,  # (B,) float32
+    r_next,  # (B,) float32, or None
+    charges,  # (M, N)
+    center,  # (N,) float32
+    log_weights,  # (M,) float64, or None
+    out,  # (B, N) float32
+    lse,  # (B,) float64, or None
+    B,
+    N,
+    stride,
+    splits,
+    divisor,
+    offset,
+    aug_dim,
+    MODE: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    LIST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SCAN: tl.constexpr,
+):
+    """One program a heavy row: merges the splits in order, x − m = (x − y_a) − (Σ w (y − c)/Σ w − (y_a − c)), and the operator's
+    output of it. A row is computed again by `direct.serve_list` where the norm of (x − m, r) is so small against what was
+    multiplied that rounding could show: sums 2⁻²¹ ‖y_a − c‖, and weights as `weights` says.
+
+    Cost: reads 4 bytes an element and split and 9 more, writes 4; one launch. Defined by `reference.poisson_field`.
+    """
+    slot = tl.program_id(0).to(tl.int64)
+    if slot < tl.load(heavy_count):
+        row = tl.load(heavy_rows + slot).to(tl.int64)
+        anchor = tl.load(anchors + row)
+        whole = tl.load(totals + row)
+        radius = tl.load(r + row)
+        last = tl.load(r_next + row) if MODE == STEP else 0.0
+        columns = tl.arange(0, BLOCK)
+        anchor_row, x_row = charges + anchor * N, x + row * N
+        lengths = tl.zeros([BLOCK], tl.float64)
+        shifts = tl.zeros([BLOCK], tl.float64)
+        for k in range(0, N, BLOCK):
+            inside = k + columns < N
+            here = tl.load(x_row + k + columns, inside, 0.0)
+            raw = tl.load(anchor_row + k + columns, inside, 0)
+            near = decode(raw, divisor, offset)
+            summed = tl.zeros([BLOCK], tl.float64)
+            for split in range(0, splits):
+                place = partial + (tl.cast(split, tl.int64) * B + slot) * N + k + columns
+                summed += tl.load(place, inside, 0.0).to(tl.float64)
+            summed /= whole
+            if charges.dtype.element_ty == tl.uint8:
+                shift = (raw.to(tl.int32) - 128).to(tl.float64)
+                unit = tl.cast(divisor, tl.float64)
+            else:
+                shift = near.to(tl.float64) - tl.load(center + k + columns, inside, 0.0).to(tl.float64)
+                unit = 1.0
+            difference = ((summed - shift) / unit).to(tl.float32)
+            field = field_output(here, near, difference, radius, last, FIELD)
+            lengths += tl.where(inside, field * field, 0.0).to(tl.float64)
+            shifts += tl.where(inside, shift * shift, 0.0) / (unit * unit)
+            tl.store(
+                out + row * N + k + columns, field_output(here, near, difference, radius, last, MODE), inside
+            )
+        length = tl.sqrt(tl.sum(lengths, 0) + radius.to(tl.float64) * radius)
+        size = tl.sqrt(tl.sum(shifts, 0))
+        reach = tl.minimum(tl.load(reaches + row), 2 * size)
+        error = 4.76837158203125e-07 * size + tl.load(doubts + row) * (size + reach) * reach / 8
+        if error > 3e-6 * length:
+            tl.debug_barrier()
+            serve_list(
+                row, anchor, squared_distance(x_row, anchor_row, N, divisor, offset, BLOCK), tl.load(counts + row),
+                listed + row * stride, work + row * stride, None, x, r, r_next, charges, log_weights, None, out, None,
+                None, None, lse, N, divisor, offset, aug_dim, MODE, GAUSSIAN, 0, LIST, BLOCK, SCAN,
+            )  # fmt: skip
+
+
+def launch_finish(call: Call, scratch: Scratch, partial: Tensor) -> None:
+    batch, _, dim = call.sizes
+    divisor, offset, aug_dim = call.constants
+    totals, doubts, reaches = scratch.numbers
+    Launch(
+        f"finish-{call.op}",
+        finish_kernel,
+        lambda _: batch,
+        {
+            "partial": partial,
+            "heavy_rows": scratch.heavy_rows,
+            "heavy_count": scratch.heavy_count,
+            "anchors": scratch.anchors,
+            "counts": scratch.counts,
+            "totals": totals,
+            "doubts": doubts,
+            "reaches": reaches,
+            "listed": scratch.listed,
+            "work": scratch.gaps,
+            "x": call.x,
+            "r": call.r,
+            "r_next": call.r_next,
+            "charges": call.charges,
+            "center": call.center,
+            "log_weights": call.log_weights,
+            "out": call.out,
+            "lse": call.lse,
+            "B": batch,
+            "N": dim,
+            "stride": scratch.stride,
+            "splits": partial.shape[0],
+            "divisor": divisor,
+            "offset": offset,
+            "aug_dim": aug_dim,
+        },
+        call.kind
+        | {"LIST": configs.LIST, "BLOCK": configs.LIST_BLOCK, "SCAN": configs.TILES * configs.CHARGES},
+        configs.ROW_WARPS,
+        1,
+    ).run()

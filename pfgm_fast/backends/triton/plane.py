@@ -1,0 +1,163 @@
+"""Small N in one launch: nearest charge, then weights and Σ w (y − y_a) with a running maximum."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.common import decode, field_output, log_kernel, log_one_plus
+from pfgm_fast.backends.triton.runtime import Launch, cdiv, jit, tl
+
+if TYPE_CHECKING:
+    from pfgm_fast.backends.triton.field import Call
+
+LARGEST = 16
+"""N that is served."""
+
+
+@jit
+def column(charges, charge, there, k, N, divisor, offset):
+    """Element k of some charges, as float32."""
+    return decode(tl.load(charges + charge.to(tl.int64) * N + k, there, 0), divisor, offset)
+
+
+@jit
+def plane_kernel(
+    x,  # (B, N) float32
+    r,  # (B,) float32
+    r_next,  # (B,) float32, or None
+    charges,  # (M, N)
+    log_weights,  # (M,) float64, or None
+    out,  # (B, N) float32, or None
+    lse,  # (B,) float64, or None
+    B,
+    M,
+    divisor,
+    offset,
+    aug_dim,
+    N: tl.constexpr,
+    MODE: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    QUERIES: tl.constexpr,
+    CHARGES: tl.constexpr,
+):
+    """A program has QUERIES rows; two sweeps over all charges, CHARGES at a time. A gap is Σ (y − y_a)(ρ + ρ_a) (`direct`).
+
+    Cost: 3 N operations a pair for the first sweep, 7 N + one log + one exp for the second; charges are read twice a program
+    (from L2), queries once, nothing but the answer is written. One launch. Defined by `reference.poisson_field`.
+    """
+    query = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    mine = query < B
+    at = query.to(tl.int64) * N
+    radius = tl.load(r + query, mine, 1.0).to(tl.float64)
+    r2 = radius * radius
+
+    least = tl.full([QUERIES, CHARGES], float("inf"), tl.float32)
+    where = tl.zeros([QUERIES, CHARGES], tl.int32)
+    for start in range(0, M, CHARGES):
+        charge = start + tl.arange(0, CHARGES)
+        there = charge < M
+        squares = tl.zeros([QUERIES, CHARGES], tl.float32)
+        for k in tl.static_range(N):
+            away = column(charges, charge, there, k, N, divisor, offset)[None, :]
+            away -= tl.load(x + at + k, mine, 0.0)[:, None]
+            squares += away * away
+        closer = (squares < least) & there[None, :]
+        least = tl.where(closer, squares, least)
+        where = tl.where(closer, charge[None, :], where)
+    lowest = tl.min(least, 1)
+    anchor = tl.min(tl.where(least == lowest[:, None], where, M - 1), 1)
+    anchor = tl.minimum(anchor, M - 1)
+    squares_a = tl.zeros([QUERIES], tl.float32)
+    for k in tl.static_range(N):
+        away = column(charges, anchor, mine, k, N, divisor, offset) - tl.load(x + at + k, mine, 0.0)
+        squares_a += away * away
+
+    dims = tl.cast(aug_dim, tl.float64) + N
+    base = tl.where(GAUSSIAN, 2 * r2, squares_a.to(tl.float64) + r2)
+    good = (radius > 0) & (base < float("inf")) & (squares_a < float("inf"))
+    inverse = tl.minimum(1 / base, 3e38).to(tl.float32)
+    power = (0.5 * dims).to(tl.float32)
+    top = tl.full([QUERIES], float("-inf"), tl.float32)
+    total = tl.zeros([QUERIES], tl.float64)
+    K: tl.constexpr = tl.constexpr(1 if N == 1 else 2 if N == 2 else 4 if N <= 4 else 8 if N <= 8 else 16)
+    ks = tl.arange(0, K)
+    sums = tl.zeros([QUERIES, K], tl.float64)
+    for start in range(0, M, CHARGES):
+        charge = start + tl.arange(0, CHARGES)
+        there = charge < M
+        gap = tl.zeros([QUERIES, CHARGES], tl.float32)
+        for k in tl.static_range(N):
+            y = column(charges, charge, there, k, N, divisor, offset)[None, :]
+            here = tl.load(x + at + k, mine, 0.0)[:, None]
+            near = column(charges, anchor, mine, k, N, divisor, offset)[:, None]
+            gap += (y - near) * ((y - here) + (near - here))
+        ratio = gap * inverse[:, None]
+        value = -ratio if GAUSSIAN else -power * log_one_plus(tl.maximum(ratio, -0.999999))
+        if log_weights is not None:
+            value += tl.load(log_weights + charge, there, 0.0).to(tl.float32)[None, :]
+        value = tl.where(there[None, :], value, float("-inf"))
+        new = tl.maximum(top, tl.max(value, 1))
+        shrink = tl.exp(top - new).to(tl.float64)
+        top = new
+        weight = tl.exp(value - new[:, None])
+        total = total * shrink + tl.sum(weight, 1).to(tl.float64)
+        sums = sums * shrink[:, None]
+        for k in tl.static_range(N):
+            y = column(charges, charge, there, k, N, divisor, offset)[None, :]
+            near = column(charges, anchor, mine, k, N, divisor, offset)[:, None]
+            add = tl.sum(weight * (y - near), 1).to(tl.float64)
+            sums += tl.where(ks[None, :] == k, add[:, None], 0.0)
+    if lse is not None:
+        relative = log_kernel(squares_a.to(tl.float64), r2, 0.5 * dims, GAUSSIAN)
+        answer = top.to(tl.float64) + tl.log(total) + relative
+        tl.store(lse + query, tl.where(good, answer, float("nan")), mine)
+    if out is not None:
+        last = tl.zeros([QUERIES, 1], tl.float32)
+        if r_next is not None:
+            last = tl.load(r_next + query, mine, 0.0)[:, None]
+        inside = mine[:, None] & (ks < N)[None, :]
+        place = at[:, None] + ks[None, :]
+        here = tl.load(x + place, inside, 0.0)
+        near = decode(
+            tl.load(charges + anchor.to(tl.int64)[:, None] * N + ks[None, :], inside, 0), divisor, offset
+        )
+        mean = (sums / total[:, None]).to(tl.float32)
+        small_r = radius.to(tl.float32)[:, None]
+        answer = field_output(here, near, mean, small_r, last, MODE)
+        tl.store(out + place, tl.where(good[:, None], answer, float("nan")), inside)
+
+
+def plane_serves(call: Call, processors: int) -> bool:
+    """Small N; not where a handful of programs would walk through very many charges alone."""
+    batch, count, dim = call.sizes
+    if dim > LARGEST or call.op in ("score", "second_moment"):
+        return False
+    return count <= 1 << 16 or 4 * cdiv(batch, configs.PLANE_QUERIES) >= processors
+
+
+def launch_plane(call: Call) -> None:
+    batch, count, dim = call.sizes
+    divisor, offset, aug_dim = call.constants
+    Launch(
+        f"plane-{call.op}-{dim}",
+        plane_kernel,
+        lambda _: cdiv(batch, configs.PLANE_QUERIES),
+        {
+            "x": call.x,
+            "r": call.r,
+            "r_next": call.r_next,
+            "charges": call.charges,
+            "log_weights": call.log_weights,
+            "out": call.out,
+            "lse": call.lse,
+            "B": batch,
+            "M": count,
+            "divisor": divisor,
+            "offset": offset,
+            "aug_dim": aug_dim,
+        },
+        call.kind | {"N": dim, "QUERIES": configs.PLANE_QUERIES, "CHARGES": configs.PLANE_CHARGES},
+        configs.PLANE_WARPS,
+        1,
+    ).run()

@@ -1,0 +1,299 @@
+"""From gaps to weights: a row's anchor, its log-sum-exp, and the list of charges that carry weight; light rows end here.
+
+One program has a row, so the merge over the charges is one fixed order. It also serves *light* rows whole (`direct`): at most
+LISTED charges of weight, most training queries. The others, *heavy*, get their weights written for the second product.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, log_kernel
+from pfgm_fast.backends.triton.direct import log_weight, serve_list, squared_distance
+from pfgm_fast.backends.triton.runtime import Launch, jit, tl
+
+if TYPE_CHECKING:
+    from pfgm_fast.backends.triton.field import Call, Scratch
+
+
+@jit
+def group(least, tile, tiles, lowest, floor, inverse, power, GAUSSIAN: tl.constexpr, TILES: tl.constexpr):
+    """TILES tiles from `tile` on: their minima relative to the row's (TILES,), and whether any charge can weigh something."""
+    which = tile + tl.arange(0, TILES)
+    value = tl.load(least + which, which < tiles, float("inf"))
+    offsets = tl.where(which < tiles, (value - lowest).to(tl.float32), float("inf"))
+    return offsets, log_weight(tl.min(offsets, 0), 0.0, inverse, power, GAUSSIAN) >= floor
+
+
+@jit
+def heaviest(log_weights, M, BLOCK: tl.constexpr):
+    """The largest log q."""
+    which = tl.arange(0, BLOCK)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    for start in range(0, M, BLOCK):
+        inside = start + which < M
+        top = tl.maximum(top, tl.load(log_weights + start + which, inside, float("-inf")).to(tl.float32))
+    return tl.max(top, 0)
+
+
+@jit
+def weight_kernel(
+    gaps,  # (B, stride) float32: from the first product; becomes log-weights, then weights or the list's work
+    least,  # (B, tiles) float64: minima of the tiles
+    residual,  # (B,) float32: ‖x − its digits‖, or None for float charges
+    listed,  # (B, stride) int32: the charges that carry weight, ascending
+    second,  # (B, stride) float32: coefficients of score and second_moment, or None
+    anchors,  # (B,) int64
+    counts,  # (B,) int32
+    totals,  # (B,) float64: Σ w of a heavy row
+    doubts,  # (B,) float64: what log-weights err by, for each unit of length of what the product's error meets
+    reaches,  # (B,) float64: the distance within which charges carry weight
+    heavy_rows,  # (B,) int32, in no particular order
+    heavy_count,  # (1,) int32
+    x,  # (B, N) float32
+    r,  # (B,) float32
+    r_next,  # (B,) float32, or None
+    charges,  # (M, N)
+    center,  # (N,) float32
+    log_weights,  # (M,) float64, or None
+    u,  # (B, N) float32, or None
+    out,  # (B, N), or None
+    gradient,
+    rate,
+    trace,
+    lse,  # (B,) float64, or None
+    M,
+    N,
+    stride,
+    tiles,
+    most,  # charges of a light row
+    divisor,
+    offset,
+    aug_dim,
+    MODE: tl.constexpr,
+    GAUSSIAN: tl.constexpr,
+    POWER: tl.constexpr,
+    CHARGES: tl.constexpr,  # of a tile of the first product
+    TILES: tl.constexpr,  # at a time
+    LIST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One program a row.
+
+    1. Anchor a: the least gap. Its distance is computed directly, so that log w_j = log q_j − p log1p(gap_j/d²_a).
+    2. Log-weights, their largest, and their sum; groups of tiles of no weight are skipped by their minima.
+    3. The cut: weights (times distance) below 2⁻²⁴ of the largest do not count if together they are below 2·10⁻⁸ of the
+       sum; else the cut is so low that they are. It is widened by what the product's error may hide, which is bounded by
+       Cauchy and Schwarz: 4 ‖e‖ d for bytes (e: what the digits leave out), 2⁻¹⁸ ‖x − μ‖ (‖x − μ‖ + d) for floats.
+    4. Light rows: `direct.serve_list`. Heavy rows: their weights, in place.
+
+    Cost: reads the gaps once, and again where there is weight (4 bytes a pair, from L2); about 60 operations a pair that is
+    not skipped; for a light row two sweeps over its listed charges. One launch. Defined by `reference.row`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    gaps += row * stride
+    least += row * tiles
+    listed += row * stride
+    x_row = x + row * N
+    if second is not None:
+        second += row * stride
+
+    # 1. The least of the tiles' minima, then the first charge of that tile whose gap to it is 0.
+    which = tl.arange(0, 1024)
+    best = tl.full([1024], float("inf"), tl.float64)
+    where = tl.zeros([1024], tl.int32)
+    for start in range(0, tiles, 1024):
+        value = tl.load(least + start + which, start + which < tiles, float("inf"))
+        closer = value < best
+        best = tl.where(closer, value, best)
+        where = tl.where(closer, start + which, where)
+    lowest = tl.min(best, 0)
+    tile = tl.minimum(tl.min(tl.where(best == lowest, where, tiles - 1), 0), tiles - 1)
+    candidate = tile * CHARGES + tl.arange(0, CHARGES)
+    gap = tl.load(gaps + candidate, candidate < M, float("inf"))
+    anchor = tl.minimum(tl.min(tl.where(gap == 0.0, candidate, M - 1), 0), M - 1).to(tl.int64)
+
+    radius = tl.load(r + row).to(tl.float64)
+    squares = squared_distance(x_row, charges + anchor * N, N, divisor, offset, BLOCK)
+    r2 = radius * radius
+    dims = tl.cast(aug_dim, tl.float64) + N
+    base = tl.where(GAUSSIAN, 2 * r2, squares + r2)
+    good = (radius > 0) & (base < float("inf")) & (squares < float("inf"))
+    if good:
+        inverse = tl.minimum(1 / base, 3e38).to(tl.float32)
+        power = (0.5 * dims).to(tl.float32)
+        # Far charges count by weight times distance: log w + ½ log d², which is (1 − 1/(2p)) log w, but for q.
+        far = tl.where(GAUSSIAN, 1.0, tl.maximum(1 - 1 / dims, 0.02)).to(tl.float32)
+
+        # What the product may be wrong by, at the distance where weights end: at most `slack`, as a rule `unit` times what it
+        # is multiplied with.
+        widest = 18.0 + tl.log(tl.cast(M, tl.float32))
+        if log_weights is not None:
+            widest += heaviest(log_weights, M, TILES * CHARGES) - tl.load(log_weights + anchor).to(tl.float32)
+        widest = widest / far
+        reach = tl.where(GAUSSIAN, widest, tl.exp(tl.minimum(widest / power, 60.0)) - 1)
+        distance = tl.sqrt(squares + base * reach.to(tl.float64))
+        if residual is not None:
+            error = tl.load(residual + row).to(tl.float64)
+            slack, unit, other = 4 * error * distance, 12 * error, distance
+        else:
+            size = tl.sqrt(squared_distance(x_row, center, N, 1.0, 0.0, BLOCK))
+            other = size + distance
+            slack, unit = size * other * 3.814697265625e-06, size * 2.384185791015625e-07
+        margin = -log_weight(slack.to(tl.float32), 0.0, inverse, power, GAUSSIAN)
+        root = tl.sqrt(tl.cast(N, tl.float64))
+        doubt = unit / root / base * tl.where(GAUSSIAN, 1.0, 0.5 * dims)
+        floor = (-80.0 - margin) / far
+        if log_weights is not None:
+            floor = float("-inf")
+
+        # 2. Log-weights in place. A group whose nearest charge weighs nothing is left as it is.
+        inner = tl.arange(0, CHARGES)
+        top = tl.full([TILES, CHARGES], float("-inf"), tl.float32)
+        for start in range(0, tiles, TILES):
+            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if heard:
+                charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
+                gap = tl.load(gaps + charge, charge < M, float("inf")) + from_tile[:, None]
+                own = tl.zeros([TILES, CHARGES], tl.float32)
+                if log_weights is not None:
+                    own = tl.load(log_weights + charge, charge < M, 0.0).to(tl.float32)
+                value = log_weight(gap, own, inverse, power, GAUSSIAN)
+                value = tl.where(charge < M, value, float("-inf"))
+                top = tl.maximum(top, value)
+                tl.store(gaps + charge, value, charge < M)
+        highest = tl.max(tl.max(top, 1), 0)
+        tl.debug_barrier()
+
+        # 3. The cut.
+        total = tl.zeros([TILES, CHARGES], tl.float32)
+        small = tl.zeros([TILES, CHARGES], tl.float32)
+        for start in range(0, tiles, TILES):
+            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if heard:
+                charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
+                value = far * (tl.load(gaps + charge, charge < M, float("-inf")) - highest)
+                share = tl.exp(value)
+                total += share
+                small += tl.where(value < -16.6355, share, 0.0)
+        total = tl.sum(tl.sum(total, 1), 0)
+        small = tl.sum(tl.sum(small, 1), 0)
+        lower = tl.log(2e-8 * total / M)
+        cut = (
+            (tl.where(small <= 2e-8 * total, -16.6355, tl.minimum(lower, -16.6355)) / far) + highest - margin
+        )
+
+        count = tl.full([], 0, tl.int32)
+        for start in range(0, tiles, TILES):
+            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if heard:
+                charge = start * CHARGES + tl.arange(0, TILES * CHARGES)
+                carries = (tl.load(gaps + charge, charge < M, float("-inf")) >= cut) & (charge < M)
+                number = tl.sum(carries.to(tl.int32), 0)
+                if number > 0:
+                    slot = count + tl.cumsum(carries.to(tl.int32), 0) - 1
+                    tl.store(listed + slot, charge, carries)
+                    count += number
+        tl.debug_barrier()
+
+        # 4. Serve, or leave the weights.
+        relative = log_kernel(squares, r2, 0.5 * dims, GAUSSIAN)
+        light = count <= most
+        if MODE == LOG_DENSITY:
+            light = light | (doubt * other > 3e-5 * (1 - relative))
+        else:
+            tl.store(anchors + row, anchor)
+            tl.store(counts + row, count)
+            tl.store(doubts + row, doubt)
+            tl.store(reaches + row, distance)
+        if light:
+            serve_list(
+                row, anchor, squares, count, listed, gaps, second, x, r, r_next, charges, log_weights, u, out, gradient,
+                rate, trace, lse, N, divisor, offset, aug_dim, MODE, GAUSSIAN, POWER, LIST, BLOCK, TILES * CHARGES,
+            )  # fmt: skip
+        else:
+            weights = tl.zeros([TILES, CHARGES], tl.float64)
+            for start in range(0, tiles, TILES):
+                charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
+                from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+                weight = tl.zeros([TILES, CHARGES], tl.float32)
+                if heard:
+                    value = tl.load(gaps + charge, charge < M, float("-inf"))
+                    weight = tl.where(value >= cut, tl.exp(value - highest), 0.0)
+                weights += weight.to(tl.float64)
+                if MODE != LOG_DENSITY:
+                    tl.store(gaps + charge, weight, charge < stride)
+            all_weights = tl.sum(tl.sum(weights, 1), 0)
+            if lse is not None:
+                tl.store(lse + row, highest.to(tl.float64) + tl.log(all_weights) + relative)
+            if MODE != LOG_DENSITY:
+                tl.store(totals + row, all_weights)
+                slot = tl.atomic_add(heavy_count, 1)
+                tl.store(heavy_rows + slot, row.to(tl.int32))
+    else:
+        nan = float("nan")
+        if lse is not None:
+            tl.store(lse + row, nan)
+        if rate is not None:
+            tl.store(rate + row, nan)
+        if trace is not None:
+            tl.store(trace + row, nan)
+        if out is not None:
+            columns = tl.arange(0, BLOCK)
+            for k in range(0, N, BLOCK):
+                inside = k + columns < N
+                tl.store(out + row * N + k + columns, nan, inside)
+                if MODE == SCORE:
+                    tl.store(gradient + row * N + k + columns, nan, inside)
+
+
+def launch_weights(call: Call, scratch: Scratch) -> None:
+    batch, count, dim = call.sizes
+    divisor, offset, aug_dim = call.constants
+    always = call.op in ("score", "second_moment")
+    totals, doubts, reaches = scratch.numbers
+    Launch(
+        f"weights-{call.op}",
+        weight_kernel,
+        lambda _: batch,
+        {
+            "gaps": scratch.gaps,
+            "least": scratch.least,
+            "residual": scratch.residual,
+            "listed": scratch.listed,
+            "second": scratch.second,
+            "anchors": scratch.anchors,
+            "counts": scratch.counts,
+            "totals": totals,
+            "doubts": doubts,
+            "reaches": reaches,
+            "heavy_rows": scratch.heavy_rows,
+            "heavy_count": scratch.heavy_count,
+            "x": call.x,
+            "r": call.r,
+            "r_next": call.r_next,
+            "charges": call.charges,
+            "center": call.center,
+            "log_weights": call.log_weights,
+            "u": call.u,
+            "out": call.out,
+            "gradient": call.gradient,
+            "rate": call.rate,
+            "trace": call.trace,
+            "lse": call.lse,
+            "M": count,
+            "N": dim,
+            "stride": scratch.stride,
+            "tiles": scratch.tiles,
+            "most": count if always else configs.LISTED,
+            "divisor": divisor,
+            "offset": offset,
+            "aug_dim": aug_dim,
+        },
+        call.kind
+        | {"POWER": call.power, "CHARGES": configs.CHARGES, "TILES": configs.TILES}
+        | {"LIST": configs.LIST, "BLOCK": configs.LIST_BLOCK},
+        configs.ROW_WARPS,
+        1,
+    ).run()
