@@ -23,8 +23,9 @@ lint: $(STAMP)
 	$(RUN)ruff format --check .
 	$(RUN)mypy
 
+# Two workers of one thread each: more threads than cores would wait for one another.
 test: lint
-	$(RUN)python -m pytest
+	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(RUN)python -m pytest benchmarks --benchmark-only -o addopts=

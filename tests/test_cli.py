@@ -87,7 +87,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_demo_in_short(tmp_path: Path) -> None:
-    assert main(["demo", "--out", str(tmp_path), "--steps", "2", "--samples", "64"]) == 0
+    assert main(["demo", "--out", str(tmp_path), "--steps", "2", "--samples", "16"]) == 0
     names = {p.name for p in tmp_path.iterdir()}
     assert {"samples.png", "trajectories.png", "neighbors.png", "loss.png", "report.md"} <= names
     assert "energy distance" in (tmp_path / "report.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -23,15 +24,18 @@ def test_a_comparison_in_miniature(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert by_key["ve/predictor_corrector/2"]["evaluations"] == 4
     report = compare.write_report(PLAN, points, "digits", tmp_path).read_text()
     assert f"{by_key['vp/euler/50']['frechet']:.2f}" in report
+    clock = json.loads((tmp_path / "times.json").read_text())["pfgm/heun"]
+    assert by_key["pfgm/heun/10"]["seconds_per_sample"] == pytest.approx(19 * clock)
     for name in ("quality-evaluations.png", "quality-time.png", "grids/pfgm-euler-10.png"):
         assert (tmp_path / name).stat().st_size > 1000
     # What stands is not done again; what was lost is.
     lines = (tmp_path / "points.jsonl").read_text().splitlines()
     (tmp_path / "points.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     drawn = []
-    monkeypatch.setattr(
-        "pfgm_fast.compare.run._draw", lambda point, *_: drawn.append(point) or json.loads(lines[-1])
-    )
+    module = importlib.import_module(
+        "pfgm_fast.compare.run"
+    )  # by its name: the package's `run` is the function
+    monkeypatch.setattr(module, "_draw", lambda point, *_: drawn.append(point) or json.loads(lines[-1]))
     assert compare.run(PLAN, digits, "digits", tmp_path) == points
     assert [p.key for p in drawn] == [json.loads(lines[-1])["key"]]
 

@@ -26,6 +26,11 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--long", type=positive, default=1000, help="evaluations of the SDE samplers (default 1000)"
     )
+    command.add_argument(
+        "--compile",
+        action="store_true",
+        help="torch.compile the networks (needs a C++ compiler); about twice as fast",
+    )
     command.set_defaults(run=run)
 
 
@@ -33,6 +38,12 @@ def run(options: argparse.Namespace) -> None:
     from pfgm_fast import compare, data
 
     images = data.load(options.data)
-    plan = compare.Plan(steps=options.steps, width=options.width, samples=options.samples, long=options.long)
+    plan = compare.Plan(
+        steps=options.steps,
+        width=options.width,
+        samples=options.samples,
+        long=options.long,
+        compile=options.compile,
+    )
     points = compare.run(plan, images, options.data, options.out)
     print(compare.write_report(plan, points, images.name, options.out))

@@ -27,6 +27,11 @@ class Point:
         return self.model.removesuffix("-weak")
 
     @property
+    def clock(self) -> str:
+        """Points of one clock take the same time for an evaluation."""
+        return f"{self.model}/{self.solver}"
+
+    @property
     def key(self) -> str:
         return f"{self.model}/{self.solver}/{self.steps}"
 
@@ -34,7 +39,8 @@ class Point:
 @dataclass(frozen=True)
 class Plan:
     """steps, batch: of training, the same for all. width, multipliers, blocks: of the network; the weak one has half the width and is
-    trained half as long. samples: drawn for each point. long: steps of the SDE samplers that set the standard."""
+    trained half as long. samples: drawn for each point. long: steps of the SDE samplers that set the standard. compile: the networks by
+    torch.compile, in training and sampling, alike for all."""
 
     steps: int = 1500
     batch: int = 64
@@ -44,6 +50,7 @@ class Plan:
     samples: int = 256
     long: int = 1000
     seed: int = 0
+    compile: bool = False
 
     def models(self) -> list[str]:
         return ["pfgm", "ve", "vp", "pfgm-weak", "ve-weak", "vp-weak"]
@@ -72,6 +79,7 @@ class Plan:
             ema=(0.995,),
             seed=self.seed,
             flip=False,
+            compile=self.compile,
             log_every=50,
             sample_every=0,
             checkpoint_every=250,
