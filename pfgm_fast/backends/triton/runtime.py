@@ -79,6 +79,8 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
     torch.uint8: "*u8",
     torch.int8: "*i8",
     torch.int32: "*i32",
@@ -124,19 +126,22 @@ class Launch:
     ] = ()  # what PFGM_FAST_TRITON_TUNE=1 measures; constexprs of the same names give way
 
     def compilation(self) -> Compilation:
-        """As Triton specialises a launch with these arguments: None and 1 are constants, multiples of 16 are known."""
+        """As Triton specialises a launch with these arguments: None and 1 are constants, multiples of 16 are known; what the
+        kernel declares (`dim: tl.int64`, do_not_specialize) comes first."""
         signature, constants, divisible = {}, dict(self.constexprs), []
+        parameters = {parameter.name: parameter for parameter in self.kernel.params}
         for name, value in self.arguments.items():
+            declared, fixed = parameters[name].annotation_type, parameters[name].do_not_specialize
             if isinstance(value, Tensor):
                 signature[name] = _POINTERS[value.dtype]
                 divisible.append(name)
-            elif value is None or (isinstance(value, int) and value == 1):
+            elif value is None or (isinstance(value, int) and value == 1 and not declared and not fixed):
                 constants[name] = value
             elif isinstance(value, int):
-                signature[name] = "i32" if value < 2**31 else "i64"
-                divisible += [name] if value % 16 == 0 else []
+                signature[name] = declared or ("i32" if value < 2**31 else "i64")
+                divisible += [name] if value % 16 == 0 and not fixed else []
             else:
-                signature[name] = "fp32"
+                signature[name] = declared or "fp32"
         signature |= dict.fromkeys(constants, "constexpr")
         return Compilation(
             self.name, self.kernel, signature, constants, self.warps, self.stages, self.tensor_cores, tuple(divisible)

@@ -1,0 +1,342 @@
+"""The kernels of the fused steps: out = [x +] a v [+ b v'], a and b numbers of a row that depend on ‖v‖ and ‖v'‖.
+
+`reference` defines each operator; csrc/cuda/kernels/rows.cuh is the same in CUDA C++. What an operator lacks (x, v', z') is
+None, so each gets a kernel without it. Arrays are (rows, dim) and contiguous; v may be of any floating dtype, everything else
+happens in T, the dtype of x. Three ways, from the length of a row and the number of rows (`steps.plan`):
+
+| kernel | a program has | reads, writes of (rows, dim) | launches |
+|---|---|---|---|
+| `row_kernel` | ROWS whole rows in registers | v, v', x once; out once | 1 |
+| `sweep_kernel` | a row, twice: the norm, then backwards the update, which begins with what is still in cache | v, v' twice; x, out once | 1 |
+| `square_kernel`, `segment_kernel` | a segment of a row; squares meet in memory, are added in a fixed order | v, v' twice; x, out once | 2 |
+
+Where no row needs a norm (z ≥ z_exp) the second and third way read v once. Bound by memory: about 6 operations an element
+against 12 bytes (float32). Sums of squares are trees over a tile after at most dim/BLOCK additions an element, in T.
+"""
+
+from __future__ import annotations
+
+from pfgm_fast.backends.triton.runtime import jit, tl
+
+
+@jit
+def square_root(value):
+    """Rounded to nearest in either dtype: Triton's own float32 root is an approximation."""
+    if value.dtype == tl.float64:
+        return tl.sqrt(value)
+    else:
+        return tl.sqrt_rn(value)
+
+
+@jit
+def quotient(numerator, denominator):
+    """Rounded to nearest in either dtype, as `square_root`."""
+    if denominator.dtype == tl.float64:
+        return numerator / denominator
+    else:
+        return tl.div_rn(numerator, denominator)
+
+
+@jit
+def divisor(squares, vz, z, root, gamma, z_exp):
+    """The v_z of dx/dz = v_x/v_z: below z_exp what ‖v_x‖ implies, as `reference.drift` says. n ≥ 1 is held below 1."""
+    RESOLUTION: tl.constexpr = 2.0**-52 if squares.dtype == tl.float64 else 2.0**-23
+    n = quotient(square_root(squares), root)
+    n = tl.where(n > 1 - RESOLUTION, 1 - RESOLUTION, n)  # NaN stays NaN
+    along = quotient(gamma * n, 1 - n)
+    substitute = quotient(-root * z, square_root(along * along + z * z) + gamma)
+    return tl.where(z < z_exp, substitute, vz)
+
+
+@jit
+def factors(
+    squares,
+    squares_next,
+    row,
+    mine,  # the rows that exist
+    writes,  # the rows whose v_z this program writes, where NORMALIZE
+    vz,
+    vz_next,
+    z,
+    z_next,
+    z_stride,
+    z_next_stride,
+    root,
+    gamma,
+    z_exp,
+    T: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+):
+    """a and b, numbers a row in T. NORMALIZE: z is r, a = −√N/(‖(v, r)‖ + γ), and r a is written to vz."""
+    root, gamma, z_exp = tl.full((), root, T), tl.full((), gamma, T), tl.full((), z_exp, T)
+    now = tl.load(z + row * z_stride, mask=mine, other=1.0)
+    if NORMALIZE:
+        radius = now.to(T)
+        first = quotient(-root, square_root(squares + radius * radius) + gamma)
+        tl.store(vz + row, radius * first, mask=writes)
+        second = first
+    else:
+        step = tl.full((), 1.0, T)
+        if z_next is not None:
+            then = tl.load(z_next + row * z_next_stride, mask=mine, other=0.5)
+            step = (then - now).to(T)  # in the dtype of z and z': they may be float64
+        if vz_next is not None:
+            step = 0.5 * step
+        given = tl.load(vz + row, mask=mine, other=-1.0).to(T)
+        first = quotient(step, divisor(squares, given, now.to(T), root, gamma, z_exp))
+        second = first
+        if vz_next is not None:
+            given = tl.load(vz_next + row, mask=mine, other=-1.0).to(T)
+            second = quotient(step, divisor(squares_next, given, then.to(T), root, gamma, z_exp))
+    return first, second
+
+
+@jit
+def normed(row, dim, z, z_next, z_stride, z_next_stride, z_exp, HEUN: tl.constexpr, NORMALIZE: tl.constexpr):
+    """dim, the columns whose squares count, or 0 where no factor of this row asks for a norm: z (HEUN: and z') ≥ z_exp."""
+    if NORMALIZE:
+        end = dim
+    else:
+        end = tl.where(tl.load(z + row * z_stride) < z_exp, dim, 0)
+        if HEUN:
+            end = tl.where(tl.load(z_next + row * z_next_stride) < z_exp, dim, end)
+    return end
+
+
+@jit
+def tile(pointer, at, inside, T: tl.constexpr, KEEP: tl.constexpr):
+    """A tile in T, 0 outside; None of None. KEEP: it will soon be read again."""
+    POLICY: tl.constexpr = "evict_last" if KEEP else "evict_first"
+    values = None
+    if pointer is not None:
+        values = tl.load(pointer + at, mask=inside, other=0.0, eviction_policy=POLICY).to(T)
+    return values
+
+
+@jit
+def squared(values, like):
+    """values², or 0 in the shape of `like` where values is None."""
+    if values is None:
+        return tl.zeros_like(like)
+    else:
+        return values * values
+
+
+@jit
+def moved(x, v, v_next, a, b):
+    """[x +] a v [+ b v']."""
+    change = a * v
+    if v_next is not None:
+        change += b * v_next
+    if x is not None:
+        change += x
+    return change
+
+
+@jit(do_not_specialize=["rows", "z_stride", "z_next_stride"])
+def row_kernel(
+    x,  # (rows, dim), or None
+    v,  # (rows, dim)
+    v_next,  # (rows, dim), or None
+    out,  # (rows, dim); may be x
+    vz,  # (rows,); read, or written where NORMALIZE
+    vz_next,  # (rows,), or None
+    z,  # (rows,) with a stride of 1 or 0
+    z_next,  # the same, or None
+    rows,
+    dim: tl.int64,
+    z_stride,
+    z_next_stride,
+    root: tl.float64,  # √dim
+    gamma: tl.float64,
+    z_exp: tl.float64,
+    T: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,  # ≥ dim
+):
+    """ROWS rows a program, all in registers: everything is asked for before the sum that the update waits for."""
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    mine = row < rows
+    column = tl.arange(0, BLOCK)
+    at = row[:, None] * dim + column[None, :]
+    inside = mine[:, None] & (column < dim)[None, :]
+    here = tile(v, at, inside, T, False)
+    there = tile(v_next, at, inside, T, False)
+    base = tile(x, at, inside, T, False)
+    a, b = factors(
+        tl.sum(here * here, 1),
+        tl.sum(squared(there, here), 1),
+        row,
+        mine,
+        mine,
+        vz,
+        vz_next,
+        z,
+        z_next,
+        z_stride,
+        z_next_stride,
+        root,
+        gamma,
+        z_exp,
+        T,
+        NORMALIZE,
+    )
+    tl.store(
+        out + at, moved(base, here, there, a[:, None], b[:, None]), mask=inside, eviction_policy="evict_first"
+    )
+
+
+@jit(do_not_specialize=["z_stride", "z_next_stride"])
+def sweep_kernel(
+    x,
+    v,
+    v_next,
+    out,
+    vz,
+    vz_next,
+    z,
+    z_next,
+    dim: tl.int64,
+    z_stride,
+    z_next_stride,
+    root: tl.float64,
+    gamma: tl.float64,
+    z_exp: tl.float64,
+    T: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A row a program, arguments as in `row_kernel`: forwards for the norm, backwards for the update."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    squares, squares_next = tl.zeros([BLOCK], T), tl.zeros([BLOCK], T)
+    end = normed(row, dim, z, z_next, z_stride, z_next_stride, z_exp, vz_next is not None, NORMALIZE)
+    for start in range(0, end, BLOCK):
+        inside = start + column < dim
+        at = row * dim + start + column
+        here = tile(v, at, inside, T, True)
+        squares += here * here
+        squares_next += squared(tile(v_next, at, inside, T, True), here)
+    a, b = factors(
+        tl.sum(squares, 0),
+        tl.sum(squares_next, 0),
+        row,
+        True,
+        True,
+        vz,
+        vz_next,
+        z,
+        z_next,
+        z_stride,
+        z_next_stride,
+        root,
+        gamma,
+        z_exp,
+        T,
+        NORMALIZE,
+    )
+    tiles = tl.cdiv(dim, BLOCK)
+    for done in range(0, tiles):
+        start = (tiles - 1 - done) * BLOCK
+        inside = start + column < dim
+        at = row * dim + start + column
+        here = tile(v, at, inside, T, False)
+        there = tile(v_next, at, inside, T, False)
+        base = tile(x, at, inside, T, False)
+        tl.store(out + at, moved(base, here, there, a, b), mask=inside, eviction_policy="evict_first")
+
+
+@jit(do_not_specialize=["rows", "z_stride", "z_next_stride"])
+def square_kernel(
+    v,
+    v_next,
+    z,
+    z_next,
+    partial,  # (1 or 2, rows, segments) in T
+    rows,
+    dim: tl.int64,
+    z_stride,
+    z_next_stride,
+    z_exp: tl.float64,
+    T: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A segment of a row a program: the sum of squares of v, and of v', where the row needs them, else 0."""
+    segments = tl.cdiv(dim, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    row, column = program // segments, program % segments * BLOCK + tl.arange(0, BLOCK)
+    inside = column < normed(
+        row, dim, z, z_next, z_stride, z_next_stride, z_exp, v_next is not None, NORMALIZE
+    )
+    here = tile(v, row * dim + column, inside, T, True)
+    tl.store(partial + program, tl.sum(here * here, 0))
+    if v_next is not None:
+        there = tile(v_next, row * dim + column, inside, T, True)
+        tl.store(partial + rows * segments + program, tl.sum(there * there, 0))
+
+
+@jit
+def added(partial, segments, T: tl.constexpr):
+    """The sum of a row's partial sums, in an order that depends on their number only."""
+    lane = tl.arange(0, 64)
+    total = tl.zeros([64], T)
+    for start in range(0, segments, 64):
+        total += tl.load(partial + start + lane, mask=start + lane < segments, other=0.0)
+    return tl.sum(total, 0)
+
+
+@jit(do_not_specialize=["rows", "z_stride", "z_next_stride"])
+def segment_kernel(
+    x,
+    v,
+    v_next,
+    out,
+    vz,
+    vz_next,
+    z,
+    z_next,
+    partial,
+    rows,
+    dim: tl.int64,
+    z_stride,
+    z_next_stride,
+    root: tl.float64,
+    gamma: tl.float64,
+    z_exp: tl.float64,
+    T: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The update of a segment a program, after `square_kernel`; arguments as in `row_kernel`."""
+    segments = tl.cdiv(dim, BLOCK)
+    program = tl.program_id(0).to(tl.int64)
+    row, column = program // segments, program % segments * BLOCK + tl.arange(0, BLOCK)
+    inside, at = column < dim, row * dim + column
+    here = tile(v, at, inside, T, False)
+    there = tile(v_next, at, inside, T, False)
+    base = tile(x, at, inside, T, False)
+    squares = added(partial + row * segments, segments, T)
+    squares_next = squares
+    if v_next is not None:
+        squares_next = added(partial + (rows + row) * segments, segments, T)
+    a, b = factors(
+        squares,
+        squares_next,
+        row,
+        True,
+        program % segments == 0,
+        vz,
+        vz_next,
+        z,
+        z_next,
+        z_stride,
+        z_next_stride,
+        root,
+        gamma,
+        z_exp,
+        T,
+        NORMALIZE,
+    )
+    tl.store(out + at, moved(base, here, there, a, b), mask=inside, eviction_policy="evict_first")
