@@ -13,6 +13,7 @@ from pfgm_fast.field import (
     posterior_mean,
     score,
 )
+from pfgm_fast.likelihood import bits_per_dim, log_likelihood
 from pfgm_fast.methods import PFGM
 from pfgm_fast.ops.dispatch import info, use_backend
 from pfgm_fast.sampling import Samples, sample
@@ -28,6 +29,7 @@ __all__ = [
     "PfgmError",
     "Samples",
     "__version__",
+    "bits_per_dim",
     "drift",
     "euler_step",
     "field_divergence",
@@ -35,6 +37,7 @@ __all__ = [
     "heun_step",
     "info",
     "log_density",
+    "log_likelihood",
     "pfgm_target",
     "poisson_field",
     "posterior_mean",

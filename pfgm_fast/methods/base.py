@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
@@ -51,6 +52,15 @@ class Flow(Protocol):
         ...
 
 
+@runtime_checkable
+class ExactFlow(Flow, Protocol):
+    """A flow that knows its divergence in closed form: that of Charges."""
+
+    def divergence(self, x: Tensor, t: float) -> Tensor:
+        """Σ_k ∂f_k/∂x_k at (x, t): (B,)."""
+        ...
+
+
 class Method(Protocol):
     """Hyper-parameters of one way to train and to sample; a frozen dataclass with `to_dict`."""
 
@@ -67,6 +77,8 @@ class Method(Protocol):
     ) -> Tensor: ...
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor: ...
+
+    def prior_log_density(self, x: Tensor) -> Tensor: ...
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow: ...
 
@@ -132,8 +144,26 @@ class FieldFlow(LogTime):
     def heun(self, x: Tensor, value: Tensor, value_next: Tensor, t: float, t_next: float) -> Tensor:
         return x + 0.5 * (t_next - t) * (value / t + value_next / t_next)
 
+    def divergence(self, x: Tensor, t: float) -> Tensor:
+        from pfgm_fast.field import field_divergence
+
+        return field_divergence(x, t, self.charges, self.aug_dim, labels=self.labels) / t
+
     def grid(self, steps: int) -> list[float]:
         return log_grid(self.start, self.end, steps)
+
+
+@contextmanager
+def evaluation_mode(net: Any) -> Iterator[None]:
+    """A module is in evaluation mode within, and as it was afterwards; anything else is left alone."""
+    training = isinstance(net, nn.Module) and net.training
+    if training:
+        net.eval()
+    try:
+        yield
+    finally:
+        if training:
+            net.train()
 
 
 def log_grid(start: float, end: float, steps: int) -> list[float]:
@@ -188,3 +218,25 @@ def poisson_prior(
     lengths = radius * (first / second.clamp(min=tiny)).sqrt()
     lengths = lengths.clamp(*limits).to(dtype)
     return (direction * lengths[:, None]).view(shape)
+
+
+def poisson_prior_log_density(x: Tensor, radius: float, aug_dim: float) -> Tensor:
+    """log density in nats (B,), float64, of `poisson_prior` at x (B, *shape), before it is held within limits.
+
+    p(x) = Γ((N + D)/2)/(Γ(D/2) π^(N/2)) r^D (‖x‖² + r²)^(−(N + D)/2): a radius from Beta(N/2, D/2) and a uniform direction, which
+    is the multivariate t distribution of D degrees of freedom; D = 1 is PFGM's prior (arXiv 2209.11178, appendix A.4),
+    the Cauchy distribution that the flux of a lone charge leaves on the plane z = r. N may be odd, even, or 1.
+    """
+    flat = checks.flat(checks.batch("x", x)).double()
+    dim = flat.shape[1]
+    constant = math.lgamma((dim + aug_dim) / 2) - math.lgamma(aug_dim / 2) - 0.5 * dim * math.log(math.pi)
+    # log(‖x‖² + r²) as log r² + log1p: r^D cancels, and a large D loses nothing
+    spread = torch.log1p((flat / radius).square().sum(1))
+    return constant - dim * math.log(radius) - 0.5 * (dim + aug_dim) * spread
+
+
+def gaussian_log_density(x: Tensor, deviation: float) -> Tensor:
+    """log N(x; 0, deviation²) in nats (B,), float64, for x (B, *shape)."""
+    flat = checks.flat(checks.batch("x", x)).double()
+    constant = flat.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(deviation))
+    return -0.5 * (flat / deviation).square().sum(1) - constant

@@ -21,6 +21,7 @@ from pfgm_fast.methods.base import (
     Network,
     log_grid,
     poisson_prior,
+    poisson_prior_log_density,
     randn,
     unit_directions,
 )
@@ -122,6 +123,10 @@ class PFGM(Hyperparameters):
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) on z = z_max; `where`: device, dtype, generator. PFGM appendix B.3: ‖x‖ within [1, upper_norm]."""
         return poisson_prior(shape, self.z_max, 1.0, (1.0, max(1.0, self.upper_norm)), **where)
+
+    def prior_log_density(self, x: Tensor) -> Tensor:
+        """log density of the prior on z = z_max at x (B, *shape), in nats (B,), float64; the whole tail, as if it were not clipped."""
+        return poisson_prior_log_density(x, self.z_max, 1.0)
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
         """The backward ODE dx/dz = v_x/v_z (eq. 6) of a network, or of the true field where net is Charges."""

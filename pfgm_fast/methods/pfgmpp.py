@@ -20,8 +20,10 @@ from pfgm_fast.methods.base import (
     LogTime,
     Network,
     PlainSteps,
+    gaussian_log_density,
     per_image,
     poisson_prior,
+    poisson_prior_log_density,
     randn,
     unit_directions,
 )
@@ -113,6 +115,12 @@ class PFGMpp(Hyperparameters):
             shape, self.sigma_max * self.radius_scale, self.aug_dim, (0.0, math.inf), **where
         )
 
+    def prior_log_density(self, x: Tensor) -> Tensor:
+        """log density of the prior at σ_max at x (B, *shape), in nats (B,), float64."""
+        if math.isinf(self.aug_dim):
+            return gaussian_log_density(x, self.sigma_max)
+        return poisson_prior_log_density(x, self.sigma_max * self.radius_scale, self.aug_dim)
+
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
         """dx/dσ = (x − denoised)/σ (eq. 5 with r = σ√D), of a network or of the true field."""
         if isinstance(net, Charges):
@@ -134,6 +142,10 @@ class _SigmaFieldFlow(FieldFlow):
 
     def evaluate(self, x: Tensor, t: float) -> Tensor:
         return super().evaluate(x, t * self.method.radius_scale)
+
+    def divergence(self, x: Tensor, t: float) -> Tensor:
+        scale = self.method.radius_scale
+        return super().divergence(x, t * scale) * scale
 
     def grid(self, steps: int) -> list[float]:
         return self.method.times(steps)

@@ -15,8 +15,16 @@ from torch import Tensor
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.field import posterior_mean
-from pfgm_fast.methods.base import Flow, Hyperparameters, Network, PlainSteps, per_image, randn
+from pfgm_fast.field import field_divergence, posterior_mean
+from pfgm_fast.methods.base import (
+    Flow,
+    Hyperparameters,
+    Network,
+    PlainSteps,
+    gaussian_log_density,
+    per_image,
+    randn,
+)
 
 LABELS = 999.0
 """The network's condition is 999 t, the range for which its positional embedding was made."""
@@ -69,14 +77,19 @@ class SDE(Hyperparameters):
         return (prediction.float() + noise).square().flatten(1).mean(1)
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
+        """x (B, *shape) at t = 1; `where`: device, dtype, generator. Raises: ArgumentError for an empty shape."""
         if len(shape) < 2 or min(shape) < 1:
             raise ArgumentError(f"shape must be (B, *shape) with every size ≥ 1; got {tuple(shape)}")
         return self.prior_deviation() * torch.randn(shape, **where)
 
+    def prior_log_density(self, x: Tensor) -> Tensor:
+        """log density of the prior at x (B, *shape), in nats (B,), float64."""
+        return gaussian_log_density(x, self.prior_deviation())
+
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
         """The probability flow, dx/dt = f x − ½ g² score (eq. 13), and the reverse SDE for stochastic solvers. Charges: the exact
         score of the perturbed data."""
-        return SDEFlow(self, self.exact(net) if isinstance(net, Charges) else net, labels)
+        return _ExactSDEFlow(self, net, labels) if isinstance(net, Charges) else SDEFlow(self, net, labels)
 
     def exact(self, charges: Charges) -> Network:
         """−ε of the true posterior as a network: −(x − a m)/s, m the posterior mean at x/a under noise s/a."""
@@ -127,3 +140,18 @@ class SDEFlow(PlainSteps):
 
     def time(self, s: float) -> float:
         return s
+
+
+class _ExactSDEFlow(SDEFlow):
+    """The flow of the exact score of Charges, with its divergence in closed form."""
+
+    def __init__(self, method: SDE, charges: Charges, labels: Tensor | None) -> None:
+        super().__init__(method, method.exact(charges), labels)
+        self.charges = charges
+
+    def divergence(self, x: Tensor, t: float) -> Tensor:
+        """With score = −a E(x/a)/s², E = u − m(u): div = f N + ½ g² div_u E/s²."""
+        scale, deviation = map(float, self.method.marginal(t))
+        linear, square = self.method.coefficients(t)
+        spread = field_divergence(x / scale, deviation / scale, self.charges, math.inf, labels=self.labels)
+        return linear * self.charges.dim + 0.5 * square / deviation**2 * spread

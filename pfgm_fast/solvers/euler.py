@@ -14,6 +14,7 @@ OnStep = Callable[[Tensor, float], None]
 
 
 def solve(flow: Flow, x: Tensor, times: list[float], on_step: OnStep) -> Tensor:
+    """x (B, *shape) at times[-1], from x at times[0]; times fall from the prior to the data, or rise back."""
     for t, t_next in pairwise(times):
         x = flow.euler(x, flow.evaluate(x, t), t, t_next)
         on_step(x, t_next)
