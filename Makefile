@@ -28,7 +28,7 @@ test: lint
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
-	$(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
+	PFGM_FAST_BENCH_OUT=$(OUT)/bench $(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
 
 # On a machine with a GPU: its own Python (PyTorch, Triton, nvcc), no network, no environment. See tools/gpu.sh.
 gpu:

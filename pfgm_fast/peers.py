@@ -1,42 +1,94 @@
-"""What the kernels are compared with: the same quantities in plain PyTorch, as others compute them. For D = 1, floats."""
+"""What the kernels are compared with: the same quantities in plain PyTorch, as others compute them. Floats only.
+
+A `*_field` takes x (B, N), r (B,), charges (M, N) and D, and gives x − m (B, N); `target` turns one into PFGM's (v_x, v_z).
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+Field = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
-def authors_target(x: Tensor, z: Tensor, charges: Tensor, gamma: float = 5.0) -> tuple[Tensor, Tensor]:
+
+def authors_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
     """The broadcast formula of PFGM (arXiv 2209.11178, algorithm 1): every difference formed, B×M×(N + 1) numbers in memory.
 
-    x (B, N), z (B,), charges (M, N) → v_x (B, N), v_z (B,). Weights are 1/d^(N+1) over their sum, through ratios to the row's
-    nearest charge, as float32 demands.
+    Weights are 1/d^(N+D) over their sum, through ratios to the row's nearest charge, as float32 demands.
     """
-    dim = x.shape[1]
-    points = torch.cat([x, z[:, None]], 1)
+    points = torch.cat([x, r[:, None]], 1)
     padded = torch.cat([charges, charges.new_zeros(len(charges), 1)], 1)
     differences = points[:, None] - padded[None]
     distance = differences.square().sum(2).sqrt()
-    ratio = (distance.min(1, keepdim=True).values / distance) ** (dim + 1)
-    weights = ratio / ratio.sum(1, keepdim=True)
-    field = (weights[..., None] * differences).sum(1)
-    v = -math.sqrt(dim) * field / (field.norm(dim=1, keepdim=True) + gamma)
-    return v[:, :-1], v[:, -1]
+    if math.isinf(aug_dim):
+        weights = torch.softmax(-distance.square() / (2 * r.square())[:, None], 1)
+    else:
+        ratio = (distance.min(1, keepdim=True).values / distance) ** (x.shape[1] + aug_dim)
+        weights = ratio / ratio.sum(1, keepdim=True)
+    return (weights[..., None] * differences).sum(1)[:, :-1]
+
+
+def _softmax_field(squares: Tensor, x: Tensor, r: Tensor, charges: Tensor, aug_dim: float) -> Tensor:
+    """x − w·charges from ‖x − y‖² (B, M), in place."""
+    if math.isinf(aug_dim):
+        logits = squares.mul_((-0.5 / r.square())[:, None])
+    else:
+        squares += r.square()[:, None]
+        logits = squares.clamp_(min=torch.finfo(x.dtype).tiny).log_().mul_(-0.5 * (x.shape[1] + aug_dim))
+    return torch.addmm(x, torch.softmax(logits, 1), charges, alpha=-1)
+
+
+def gram_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
+    """The best plain PyTorch that is known: ‖x‖² + ‖y‖² − 2x·y by one product, in place, softmax, a second product."""
+    squares = torch.linalg.vector_norm(charges, dim=1).square_()
+    product = torch.addmm(squares[None], x, charges.T, alpha=-2)
+    product += torch.linalg.vector_norm(x, dim=1).square_()[:, None]
+    return _softmax_field(product, x, r, charges, aug_dim)
+
+
+def cdist_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
+    """torch.cdist, softmax, a product: what one writes first."""
+    return _softmax_field(torch.cdist(x, charges).square_(), x, r, charges, aug_dim)
+
+
+def keops_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
+    """pykeops LazyTensor: a reduction compiled for the shape, in tiles, without B×M numbers. Raises ImportError without it."""
+    from pykeops.torch import LazyTensor
+
+    queries, points = LazyTensor(x[:, None].contiguous()), LazyTensor(charges[None].contiguous())
+    radii = LazyTensor(r.square().view(-1, 1, 1))
+    squares = ((queries - points) ** 2).sum(-1)
+    if math.isinf(aug_dim):
+        logits = -squares / (2 * radii)
+    else:
+        logits = (squares + radii).log() * (-0.5 * (x.shape[1] + aug_dim))
+    return x - logits.sumsoftmaxweight(points, dim=1)
+
+
+def bytes_needed(field: Field, batch: int, count: int, dim: int) -> int:
+    """About how much memory a peer takes at its peak, the float charges included."""
+    pairs = {authors_field: 3 * (dim + 1), keops_field: 0}.get(field, 2)
+    return 4 * (count * dim + batch * count * pairs)
+
+
+def target(field: Field, x: Tensor, z: Tensor, charges: Tensor, gamma: float = 5.0) -> tuple[Tensor, Tensor]:
+    """PFGM's training target v = −√N E/(‖E‖ + γ), E = (x − m, z), by a peer: v_x (B, N), v_z (B,)."""
+    difference = field(x, z, charges, 1.0)
+    scale = -math.sqrt(x.shape[1]) / ((difference.square().sum(1) + z * z).sqrt_() + gamma)
+    return difference * scale[:, None], z * scale
+
+
+def authors_target(x: Tensor, z: Tensor, charges: Tensor, gamma: float = 5.0) -> tuple[Tensor, Tensor]:
+    """`target` by the authors' broadcast formula."""
+    return target(authors_field, x, z, charges, gamma)
 
 
 def gram_target(x: Tensor, z: Tensor, charges: Tensor, gamma: float = 5.0) -> tuple[Tensor, Tensor]:
-    """The best plain PyTorch that is known: ‖x‖² + ‖y‖² − 2x·y by one product, in place, softmax, a second product."""
-    dim = x.shape[1]
-    squares = torch.linalg.vector_norm(charges, dim=1).square_()
-    logits = torch.addmm(squares[None], x, charges.T, alpha=-2)
-    logits += (torch.linalg.vector_norm(x, dim=1).square_() + z * z)[:, None]
-    logits.clamp_(min=torch.finfo(x.dtype).tiny).log_().mul_(-0.5 * (dim + 1))
-    weights = torch.softmax(logits, 1)
-    field = torch.addmm(x, weights, charges, alpha=-1)
-    scale = -math.sqrt(dim) / ((field.square().sum(1) + z * z).sqrt_() + gamma)
-    return field * scale[:, None], z * scale
+    """`target` by the best Gram version."""
+    return target(gram_field, x, z, charges, gamma)
 
 
 def plain_euler(
