@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
+DEFAULT_ARCHITECTURES = "8.0;8.6;8.9+PTX;9.0a"
+"""9.0a holds Hopper's own instructions and runs on no other GPU; later ones compile the PTX of 8.9 when they load it."""
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
@@ -31,6 +32,15 @@ class Plan:
     cuda_reason: str
     architectures: str = ""
     error: str | None = None
+
+    def hopper(self) -> bool:
+        """Whether Hopper's own instructions are compiled in (csrc/cuda/kernels/hopper.cuh): where 9.0 is built as 9.0a."""
+        names = {name.removesuffix("+PTX") for name in self.architectures.split(";")}
+        return self.cuda and "9.0a" in names and "9.0" not in names
+
+    def cuda_line(self) -> str:
+        """What was decided of the CUDA backend; the library keeps it, for `pfgm-fast info`."""
+        return f"{'built' if self.cuda else 'not built'}: {self.cuda_reason}"
 
     def report(self) -> str:
         lines = [
@@ -70,7 +80,8 @@ def _architectures(env: Mapping[str, str], device_architectures: str) -> tuple[s
     if listed:
         return listed, "TORCH_CUDA_ARCH_LIST"
     if device_architectures:
-        return device_architectures, "the GPUs of this machine"
+        names = ["9.0a" if name == "9.0" else name for name in device_architectures.split(";")]
+        return ";".join(names), "the GPUs of this machine"
     return DEFAULT_ARCHITECTURES, "the default: no GPU here; TORCH_CUDA_ARCH_LIST chooses others"
 
 
@@ -135,6 +146,20 @@ def nvcc_release(cuda_home: str | None) -> str | None:
     return found.group(1) if found else None
 
 
+def toolkit_home(found: str | None) -> str | None:
+    """The toolkit's folder. PyTorch takes it from where `nvcc` lies on the PATH; where that is a wrapper that calls another
+    nvcc, no headers and libraries are beside it, and nvcc itself says where they are (TOP in its dry run)."""
+    if found is None or (Path(found) / "include" / "cuda_runtime.h").exists():
+        return found
+    nvcc = Path(found) / "bin" / "nvcc"
+    if not nvcc.exists():
+        return found
+    command = [str(nvcc), "--dryrun", "-E", "-x", "cu", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    top = re.search(r"^#\$ TOP=(.+)$", said.stdout + said.stderr, re.MULTILINE)
+    return str(Path(top.group(1).strip()).resolve()) if top else found
+
+
 def compiler_path(env: Mapping[str, str]) -> str | None:
     return (
         shutil.which(env.get("CXX", "").split(" ")[0] or "g++")
@@ -159,7 +184,7 @@ def main() -> None:
             "    pip install --no-build-isolation pfgm-fast"
         )
 
-    cuda_home = cpp_extension.CUDA_HOME
+    cuda_home = cpp_extension.CUDA_HOME = toolkit_home(cpp_extension.CUDA_HOME)
     seen = sorted(
         {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
     )
@@ -204,12 +229,13 @@ def main() -> None:
             cpp_extension.CppExtension(
                 "pfgm_fast._C",
                 ["csrc/build_info.cpp", *_sources("cpu", "**/*.cpp")],
-                extra_compile_args=flags,
+                extra_compile_args=[*flags, f'-DPFGM_FAST_CUDA_PLAN="{decided.cuda_line()}"'],
                 extra_link_args=["-fopenmp"],
             )
         )
     if decided.cuda:
         os.environ["TORCH_CUDA_ARCH_LIST"] = decided.architectures
+        hopper = ["-DPFGM_FAST_HOPPER"] if decided.hopper() else []
         extensions.append(
             cpp_extension.CUDAExtension(
                 "pfgm_fast._C_cuda",
@@ -220,10 +246,12 @@ def main() -> None:
                         *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"),
                         f'-DPFGM_FAST_NVCC="{nvcc_release(cuda_home)}"',
                         f'-DPFGM_FAST_ARCHITECTURES="{decided.architectures}"',
+                        *hopper,
                     ],
                     "nvcc": [
                         *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr"),
                         "-Xcompiler=-fvisibility=hidden",
+                        *hopper,
                     ],
                 },
             )

@@ -1,7 +1,12 @@
 // What the compiled library says of itself: the only pybind11 code, and the module that registers csrc/cpu when loaded.
+#undef TORCH_TARGET_VERSION  // this file uses nothing of PyTorch, whose copy of pybind11 may refuse the stable ABI's switch
 #include <pybind11/pybind11.h>
 
 #include <string>
+
+#ifndef PFGM_FAST_CUDA_PLAN
+#define PFGM_FAST_CUDA_PLAN "not recorded"
+#endif
 
 namespace {
 
@@ -34,6 +39,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     info["compiler"] = compiler();
     info["torch_abi"] = "stable, 2.10 and later";
     info["cpu"] = best_instructions();
+    info["cuda"] = PFGM_FAST_CUDA_PLAN;  // what setup.py decided of the CUDA backend, and why
     return info;
   });
 }

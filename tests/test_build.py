@@ -46,7 +46,7 @@ def test_all_found_builds_all(setup_py: ModuleType) -> None:
 
 
 def test_architectures_come_from_the_list_then_the_device(setup_py: ModuleType) -> None:
-    assert setup_py.plan({}, **CUDA, device_architectures="9.0").architectures == "9.0"
+    assert setup_py.plan({}, **CUDA, device_architectures="8.6;9.0").architectures == "8.6;9.0a"
     listed = setup_py.plan({"TORCH_CUDA_ARCH_LIST": "8.0 8.6"}, **CUDA, device_architectures="9.0")
     assert listed.architectures == "8.0;8.6"
     assert "TORCH_CUDA_ARCH_LIST" in listed.cuda_reason
@@ -82,6 +82,17 @@ def test_what_is_missing_is_said_and_force_makes_it_an_error(
 
 def test_minor_versions_may_differ(setup_py: ModuleType) -> None:
     assert setup_py.plan({}, **CUDA | {"nvcc": "13.2"}).cuda
+
+
+@pytest.mark.parametrize(
+    ("listed", "hopper"),
+    [("", True), ("8.0 9.0a", True), ("9.0a+PTX", True), ("9.0", False), ("9.0;9.0a", False), ("8.0", False)],
+)
+def test_hopper_is_built_where_it_is_sure_to_be_loaded(
+    setup_py: ModuleType, listed: str, hopper: bool
+) -> None:
+    assert setup_py.plan({"TORCH_CUDA_ARCH_LIST": listed}, **CUDA).hopper() is hopper
+    assert not setup_py.plan({"PFGM_FAST_CUDA": "0"}, **CUDA).hopper()
 
 
 def test_switches(setup_py: ModuleType) -> None:
@@ -128,6 +139,20 @@ def test_nvcc_release_of_nothing_is_none(setup_py: ModuleType, tmp_path: Path) -
     compiler.write_text("#!/bin/sh\necho 'Cuda compilation tools, release 13.0, V13.0.88'\n")
     compiler.chmod(0o755)
     assert setup_py.nvcc_release(str(tmp_path)) == "13.0"
+
+
+def test_an_nvcc_that_is_a_wrapper_leads_to_its_toolkit(setup_py: ModuleType, tmp_path: Path) -> None:
+    real, wrapper = tmp_path / "cuda-13.0", tmp_path / "usr"
+    for home, script in ((real, ""), (wrapper, f"echo '#$ TOP={real}/bin/..' >&2\n")):
+        (home / "bin").mkdir(parents=True)
+        (home / "bin" / "nvcc").write_text(f"#!/bin/sh\n{script}")
+        (home / "bin" / "nvcc").chmod(0o755)
+    (real / "include").mkdir()
+    (real / "include" / "cuda_runtime.h").touch()
+    assert setup_py.toolkit_home(None) is None
+    assert setup_py.toolkit_home(str(real)) == str(real)
+    assert setup_py.toolkit_home(str(wrapper)) == str(real)
+    assert setup_py.toolkit_home(str(tmp_path)) == str(tmp_path)  # no nvcc: the plan says so
 
 
 # ---- what is distributed -------------------------------------------------------------------------------------------------

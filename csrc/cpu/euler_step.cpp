@@ -24,7 +24,7 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, c
 void into(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
           const Tensor& out) {
   require_step(x, vx, vz);
-  require(out.is_contiguous() && out.sizes() == x.sizes() && out.scalar_type() == x.scalar_type(), "out must be like x");
+  require(out.is_contiguous() && same_shape(out, x) && out.scalar_type() == x.scalar_type(), "out must be like x");
   const auto function = x.scalar_type() == ScalarType::Double ? run<double> : run<float>;
   function(x, vx, vz, z, z_next, gamma, z_exp, out);
 }

@@ -8,7 +8,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> second_moment(PFGM_QUERY_PARAMETERS, const Tensor& u, int64_t power) {
   require_matrix(u, "u must be (B, N) and contiguous");
-  require(u.scalar_type() == x.scalar_type() && u.sizes() == x.sizes(), "u must have x's shape and dtype");
+  require(u.scalar_type() == x.scalar_type() && same_shape(u, x), "u must have x's shape and dtype");
   FieldCall call = field_call(Wanted::kMoment, PFGM_QUERY_ARGUMENTS);
   Tensor moment = new_like(x), projection = new_rows(x);
   call.u = u.const_data_ptr();

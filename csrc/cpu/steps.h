@@ -104,7 +104,7 @@ void over_rows(int64_t rows, int64_t dim, const Body& body) {
 inline void require_step(const Tensor& x, const Tensor& vx, const Tensor& vz) {
   require_matrix(vx, "v_x must be (B, N) and contiguous");
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
-  require(is_real(x) && x.is_contiguous() && x.sizes() == vx.sizes(), "x must be float32 or float64 and of v_x's shape");
+  require(is_real(x) && x.is_contiguous() && same_shape(x, vx), "x must be float32 or float64 and of v_x's shape");
 }
 
 }  // namespace pfgm

@@ -8,7 +8,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> second_moment(PFGM_QUERY_PARAMETERS, const Tensor& u, int64_t power) {
   Query query(PFGM_QUERY_ARGUMENTS);
-  require(u.sizes() == x.sizes() && u.scalar_type() == x.scalar_type() && u.is_contiguous(), "u must be like x");
+  require(same_shape(u, x) && u.scalar_type() == x.scalar_type() && u.is_contiguous(), "u must be like x");
   require(power >= 0 && power <= 8, "power must be 0 to 8");
   Tensor moment = new_like(x), projection = new_rows(x);
   query.call.wanted = Wanted::kMoment;

@@ -43,9 +43,9 @@ template <class MakeRule>
 void run_rows(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
   require_matrix(v, "v_x must be (B, N) and contiguous");
   require_matrix(out, "the result must be (B, N) and contiguous");
-  require(out.sizes() == v.sizes() && (!x || x->sizes() == v.sizes()), "x, v_x and the result must have one shape");
+  require(same_shape(out, v) && (!x || same_shape(*x, v)), "x, v_x and the result must have one shape");
   require(!x || (x->is_contiguous() && x->scalar_type() == out.scalar_type()), "x must be contiguous and of the result's dtype");
-  require(!second || (second->is_contiguous() && second->sizes() == v.sizes() && second->scalar_type() == v.scalar_type()),
+  require(!second || (second->is_contiguous() && same_shape(*second, v) && second->scalar_type() == v.scalar_type()),
           "v_x at z' must have v_x's shape and dtype, and be contiguous");
   const DeviceGuard guard(v.get_device_index());
   if (out.scalar_type() == ScalarType::Double) run_rows_as<double>(make, x, v, second, out);

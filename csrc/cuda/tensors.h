@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <vector>
@@ -70,6 +71,11 @@ inline void require(bool condition, const char* message) { STD_TORCH_CHECK(condi
 
 inline bool is_real(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double;
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {  // PyTorch 2.11's headers cannot compare sizes()
+  const auto of_a = a.sizes(), of_b = b.sizes();
+  return std::equal(of_a.begin(), of_a.end(), of_b.begin(), of_b.end());
 }
 
 /// What the operators rely on; the public functions have checked it with better words.

@@ -15,7 +15,10 @@ OLDEST = (8, 0)
 
 
 def unavailable() -> str | None:
-    return loading_error("_C_cuda") or lacks("pfgm_fast_cuda", "poisson_field", "CUDA")
+    missing = loading_error("_C_cuda") or lacks("pfgm_fast_cuda", "poisson_field", "CUDA")
+    if missing is None and not torch.cuda.is_available():
+        return "built, but PyTorch sees no CUDA device here"
+    return missing
 
 
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
@@ -28,11 +31,12 @@ def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
 
 
 def build_info() -> dict[str, str] | None:
-    """`nvcc` and `architectures` of the library that is loaded, or None."""
+    """`nvcc`, `architectures` and `hopper` ("yes" or "no": whether Hopper's own path is in) of the library that is loaded, or
+    None."""
     if loading_error("_C_cuda") is not None:
         return None
     library = importlib.import_module("pfgm_fast._C_cuda")
-    return {"nvcc": library.nvcc, "architectures": library.architectures}
+    return {"nvcc": library.nvcc, "architectures": library.architectures, "hopper": library.hopper}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,10 +23,13 @@ def run(options: argparse.Namespace) -> None:
         return
     print(f"pfgm_fast {facts['version']}, torch {facts['torch']}, Python {facts['python']}")
     print(f"GPUs: {', '.join(facts['gpus']) or 'none that PyTorch sees'}")
-    build = facts["build"]
-    print("compiled library:" + ("" if build else " none (pip install with a C++ compiler builds it)"))
-    for name, value in (build or {}).items():
-        print(f"  {name:<12} {value}")
+    for name, build, missing in (
+        ("C++", facts["build"], "pip install with a C++ compiler builds it"),
+        ("CUDA", facts["cuda_build"], "pip install with nvcc and a CUDA build of PyTorch builds it"),
+    ):
+        print(f"{name} library:" + ("" if build else f" none ({missing})"))
+        for key, value in (build or {}).items():
+            print(f"  {key:<12} {value}")
     print(f"backends (chosen: {facts['chosen']})")
     for name, state in facts["backends"].items():
         print(f"  {name:<12} {state}")

@@ -127,8 +127,8 @@ def kernel(op: str) -> Callable[..., Any]:
 def info() -> dict[str, Any]:
     """What was built, what will run where, and why not.
 
-    Returns a dict: `version`, `torch`, `python`, `build` (what the compiled libraries say of themselves, or None),
-    `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
+    Returns a dict: `version`, `torch`, `python`, `build` and `cuda_build` (what the two compiled libraries say of themselves,
+    or None), `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
     that `auto` takes for float32). Print it with `pfgm-fast info`.
     """
     import platform
@@ -145,6 +145,9 @@ def info() -> dict[str, Any]:
     build: dict[str, Any] | None = None
     with contextlib.suppress(Exception):  # a report must not fail where a driver is broken
         build = importlib.import_module("pfgm_fast._C").build_info()
+    cuda_build: dict[str, str] | None = None
+    with contextlib.suppress(Exception):
+        cuda_build = backend("cuda").build_info()
     gpus: list[str] = []
     with contextlib.suppress(Exception):  # a report must not fail where a driver is broken
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -153,6 +156,7 @@ def info() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "build": build,
+        "cuda_build": cuda_build,
         "gpus": gpus,
         "chosen": chosen_backend(),
         "backends": backends,
