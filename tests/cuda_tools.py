@@ -31,6 +31,7 @@ NVCC_FLAGS = (
     "-O3",
     STABLE_ABI,
     "-DUSE_CUDA",
+    "-DPFGM_FAST_HOPPER",
     "--expt-relaxed-constexpr",
     "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
 )
@@ -45,6 +46,13 @@ def nvcc() -> str | None:
     """The CUDA compiler, or None."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=f"{home}/bin" if home else None) or shutil.which("nvcc")
+
+
+def disassembler() -> str | None:
+    """cuobjdump of Triton's package or of the CUDA toolkit, or None."""
+    for folder in (TORCH.parent / "triton").glob("**/cuobjdump"):
+        return str(folder)
+    return shutil.which("cuobjdump")
 
 
 def _included(path: Path, seen: set[Path]) -> set[Path]:

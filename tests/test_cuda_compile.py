@@ -17,9 +17,12 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = {
     # Threads of a block times registers must leave at least one block a multiprocessor (65,536 registers); where more
     # blocks are wanted at a time the bound is lower. Kernels that are not named: 128.
+    "hopper_gram_kernel": 224,  # 288 threads, one block
     "gram_kernel": 255,  # 256 or 384 threads, one block (384 threads: the bound 168 is in the source)
     "screen_kernel": 64,  # 512 threads, two blocks
     "digit_kernel": 64,  # 256 threads, four blocks
+    "charge_digit_kernel": 64,  # likewise
+    "refine_kernel": 64,  # 512 threads, two blocks
     "spread_kernel": 128,  # 512 threads, one block
     "plane_kernel": 128,  # 512 threads, one block
     "weight_kernel": 128,  # 512 threads, one block
@@ -86,6 +89,20 @@ def test_every_kernel_is_in_some_report(objects) -> None:
         (kernel.name, kernel.architecture) for _, report in objects.values() for kernel in kernels(report)
     }
     assert {(name, a) for name in REGISTERS for a in cuda_tools.ARCHITECTURES} <= found
+
+
+def test_hopper_has_its_instructions(objects) -> None:
+    """Tensor-map loads, barriers that count bytes and warpgroup integer products, in sm_90a's machine code alone."""
+    disassemble = cuda_tools.disassembler()
+    if disassemble is None:
+        pytest.skip("needs cuobjdump (Triton's package or the CUDA toolkit has it)")
+    path, _ = objects["bytes.cu"]
+    for architecture, wanted in (("sm_90a", True), ("sm_80", False)):
+        command = [disassemble, "-sass", "-arch", architecture, str(path)]
+        code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert "IMMA" in code  # the portable kernels
+        for instruction in ("IGMMA.64x256x32.S8.U8", "UTMALDG.2D", "SYNCS.PHASECHK"):
+            assert (instruction in code) is wanted, (architecture, instruction)
 
 
 def test_objects_ask_only_for_the_stable_interface(objects) -> None:

@@ -1,11 +1,11 @@
 // Byte charges of large N on integer tensor cores: kernels/gram, screen, weights (packed), spread. Five to seven launches, none of
 // which waits for the host; what a query needs, of digits and of the second product, is decided on the device.
+#include "differences.h"
 #include "field.h"
-#include "kernels/combine.cuh"
 #include "kernels/gram.cuh"
+#include "kernels/gram_hopper.cuh"
 #include "kernels/screen.cuh"
 #include "kernels/spread.cuh"
-#include "kernels/weights.cuh"
 
 namespace pfgm {
 namespace {
@@ -25,7 +25,8 @@ void all_digits(const FieldCall& call, GramCall gram, Weights& weights) {
 void digits_as_needed(const FieldCall& call, const Digits& digits, GramCall gram, Weights& weights) {
   const int64_t pairs = gram.batch * gram.count;
   gram.leading = call.take<int32_t>(pairs);
-  if (gram.batch > FirstGram::kQueries) launch_gram<FirstWideGram>(gram, call.stream);
+  if (hopper_asked()) launch_hopper_gram(gram, call.stream);
+  else if (gram.batch > FirstGram::kQueries) launch_gram<FirstWideGram>(gram, call.stream);
   else launch_gram<FirstGram>(gram, call.stream);
   int* proven = call.take<int>(gram.batch);
   int* open = call.take<int>(gram.batch);
@@ -38,22 +39,6 @@ void digits_as_needed(const FieldCall& call, const Digits& digits, GramCall gram
   weights.gaps = gram.gaps = call.take<double>(pairs);
   weights.proven = proven;
   launch_gram<RestGram>(gram, call.stream);
-}
-
-/// Score: the second product has two sets of coefficients, and goes by differences.
-void finish_score(const FieldCall& call, Weights& weights) {
-  const int64_t B = weights.batch, M = weights.count, N = weights.dim;
-  weights.weights = call.take<float>(B * M);
-  weights.rates = call.take<float>(B * M);
-  launch_weights<Coefficients::kScore>(weights, call.stream);
-  const int64_t parts = combine_splits(B, M, N, CombineShared<float, 2>::kRows);
-  const CombineCall<float, uint8_t> combine{{weights.weights, weights.rates}, weights.charges, weights.state,
-                                            call.take<float>(parts * 2 * B * N), B, M, N, parts, weights.divisor, weights.offset};
-  launch_combine<2>(combine, call.stream);
-  launch_finish(FinishCall<float, uint8_t>{call.wanted, weights.x, weights.r, nullptr, weights.charges, weights.state, combine.partial,
-                                           B, N, parts, 2, weights.divisor, weights.offset, static_cast<float*>(call.vector),
-                                           static_cast<float*>(call.gradient)},
-                call.stream);
 }
 
 }  // namespace
@@ -74,31 +59,18 @@ void run_bytes(const FieldCall& call) {
   digits.center = static_cast<const float*>(call.center);
   digits.divisor = call.divisor;
   digits.batch = B;
-  digits.dim = N;
+  digits.dim = digits.stride = N;
   digits.digits = call.take<int8_t>(kDigits * B * N);
   digits.scale = call.take<double>(B);
   digits.residual = call.take<double>(B);
   digits.counters = call.take<int>(2);
   launch(digit_kernel<float>, B, kDigitThreads, sizeof(DigitShared), call.stream, digits);
 
-  Weights weights{};
-  weights.log_weights = call.log_weights;
-  weights.x = digits.x;
-  weights.r = static_cast<const float*>(call.r);
-  weights.charges = static_cast<const uint8_t*>(call.charges);
-  weights.batch = B;
-  weights.count = M;
-  weights.dim = N;
-  weights.splits = 1;
-  weights.divisor = static_cast<float>(call.divisor);
-  weights.offset = static_cast<float>(call.offset);
-  weights.aug_dim = call.aug_dim;
+  Weights weights = weights_of<float, uint8_t>(call);
   weights.relative = true;
   weights.gap_unit = 1 / (call.divisor * call.divisor);
   weights.state = call.take<RowState>(B);
   weights.lse = call.lse;
-  weights.rate = static_cast<float*>(call.rate);
-  weights.trace = static_cast<float*>(call.trace);
   const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
   if (sums && !score)
     weights.packing = {call.take<uint8_t>(kDigits * B * stride), stride, call.take<int>(B * kListed), call.take<float>(B * kListed),
@@ -120,7 +92,7 @@ void run_bytes(const FieldCall& call) {
   else if (call.log_weights || score || N > kLongestSum) all_digits<WideGram>(call, gram, weights);
   else digits_as_needed(call, digits, gram, weights);
 
-  if (score) return finish_score(call, weights);
+  if (score) return finish_by_differences(call, weights);  // two sets of coefficients
   if (!sums) return launch_weights<Coefficients::kWeights>(weights, call.stream);
   launch_weights<Coefficients::kPacked>(weights, call.stream);
   const int64_t parts = spread_splits(B, M, N);

@@ -36,7 +36,9 @@ void run_field(const FieldCall& call) {
   const int64_t rows = std::max<int64_t>(128, kScratch / (kBytesPerPair * call.charges_count) / 128 * 128);
   for (int64_t first = 0; first < call.batch; first += rows) {
     const FieldCall part = call.rows(first, std::min(rows, call.batch - first));
-    bytes_serves(part) ? run_bytes(part) : run_direct(part);
+    if (bytes_serves(part)) run_bytes(part);
+    else if (floats_serves(part)) run_floats(part);
+    else run_direct(part);
   }
 }
 

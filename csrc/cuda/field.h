@@ -1,4 +1,4 @@
-// One call of a field operator as raw pointers, and the three ways to serve it. docs/architecture.md has the contract,
+// One call of a field operator as raw pointers, and the four ways to serve it. docs/architecture.md has the contract,
 // docs/cuda.md the choice between the ways.
 #pragma once
 
@@ -53,6 +53,10 @@ void run_plane(const FieldCall& call);
 /// Byte charges of large N on integer tensor cores.
 bool bytes_serves(const FieldCall& call);
 void run_bytes(const FieldCall& call);
+
+/// Float charges of large N and many queries on integer tensor cores.
+bool floats_serves(const FieldCall& call);
+void run_floats(const FieldCall& call);
 
 /// Everything: direct differences.
 void run_direct(const FieldCall& call);

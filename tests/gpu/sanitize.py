@@ -5,10 +5,13 @@ compute-sanitizer --tool memcheck python -m tests.gpu.sanitize
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 import pfgm_fast as pf
 from pfgm_fast.backends import reference
+from pfgm_fast.backends.cuda import build_info
 from tests.cases import TOLERANCE, direction_error
 
 FIELDS = [  # B, M, N, bytes: each way to serve a field, each tile of it, its edges
@@ -21,11 +24,12 @@ FIELDS = [  # B, M, N, bytes: each way to serve a field, each tile of it, its ed
     (3, 70, 2064, True),
     (65, 67, 80, True),
     (131, 150, 96, True),
+    (33, 17000, 80, True),  # enough tiles for the first digit alone, the screening and the other digits
 ]
 
 
-def fields() -> None:
-    for batch, count, dim, as_bytes in FIELDS:
+def fields(shapes: list[tuple[int, int, int, bool]]) -> None:
+    for batch, count, dim, as_bytes in shapes:
         y = torch.randint(0, 256, (count, dim), dtype=torch.uint8) if as_bytes else torch.randn(count, dim)
         charges = pf.Charges(y.cuda())
         x = charges.values(torch.arange(batch) % count) + 0.5 * torch.randn(batch, dim, device="cuda")
@@ -59,9 +63,20 @@ def steps() -> None:
     print("steps: done", flush=True)
 
 
+def hopper() -> None:
+    """The Hopper path of the first product, where it is built and this is a GPU for it."""
+    built = build_info()
+    if built is None or built["hopper"] != "yes" or torch.cuda.get_device_capability() != (9, 0):
+        return
+    os.environ["PFGM_FAST_CUDA_HOPPER"] = "1"
+    fields(FIELDS[-1:])
+    del os.environ["PFGM_FAST_CUDA_HOPPER"]
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     with pf.use_backend("cuda"):
-        fields()
+        fields(FIELDS)
+        hopper()
         steps()
     torch.cuda.synchronize()

@@ -134,6 +134,26 @@ def test_the_same_twice(backend: str) -> None:
         assert torch.equal(pf.poisson_field(x, 0.5, charges)[0], first)
 
 
+@pytest.mark.parametrize(("batch", "count"), [(100, 3000), (128, 4096), (300, 20011)], ids=str)
+def test_the_hopper_path_is_the_same_bit_for_bit(
+    batch: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first product is whole numbers, as the default's: equality decides. `make gpu` compares their times."""
+    from pfgm_fast.backends.cuda import build_info
+
+    built = build_info()
+    if built is None or built["hopper"] != "yes" or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs a Hopper GPU and a library built for 9.0a")
+    charges = pf.Charges(_images(count, 32).flatten(1))
+    x = charges.values(slice(0, batch)) + 0.3 * torch.randn(batch, 3072, device="cuda")
+    with pf.use_backend("cuda"):
+        expected, density = pf.poisson_field(x, 0.3, charges)[0], pf.log_density(x, 0.3, charges)
+        monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+        for _ in range(3):
+            assert torch.equal(pf.poisson_field(x, 0.3, charges)[0], expected)
+            assert torch.equal(pf.log_density(x, 0.3, charges), density)
+
+
 SHAPES = [(1, 1), (3, 2), (5, 17), (9, 128), (64, 3072), (3, 4096), (2, 4100), (4, 196608), (2, 8199)]
 
 

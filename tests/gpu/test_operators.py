@@ -151,3 +151,4 @@ def test_info_says_how_it_was_built(backend: str) -> None:
     assert info is not None
     assert info["nvcc"][0].isdigit()
     assert info["architectures"][0].isdigit()
+    assert info["hopper"] in ("yes", "no")

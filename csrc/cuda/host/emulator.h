@@ -15,6 +15,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <map>
 #include <math.h>  // not cmath: the overloads in the global namespace, as in CUDA
 #include <memory>
 #include <random>
@@ -29,6 +30,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 
 namespace pfgm::emulate {
@@ -56,6 +58,20 @@ struct Fiber {
   Index index;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> pending;
+  bool fenced = false;  // host/hopper.h: matrix instructions of a warpgroup
+  std::vector<std::function<void()>> open_products;
+  std::vector<std::vector<std::function<void()>>> products;  // committed, oldest first
+};
+
+/// A barrier in shared memory that counts arrivals and bytes (host/hopper.h).
+struct BarrierState {
+  struct Load {
+    int64_t bytes;
+    std::function<void()> happen;
+  };
+  int arrivals, missing, phase;
+  int64_t announced;
+  std::vector<Load> loads;
 };
 
 /// Threads that meet: the last to arrive opens the gate for all. Two sets of slots, because a fast thread may write its next
@@ -78,12 +94,20 @@ struct Block {
   int alive = 0, waiting = 0, line = 0;
   unsigned barrier_generation = 0;
   std::exception_ptr failure;
+  std::map<const void*, BarrierState> barriers;
+  uint64_t events = 0;  // of barriers in shared memory, to tell progress from a deadlock
 };
 
 inline Block& block() {
   static Block instance;
   return instance;
 }
+/// Where addresses in shared memory count from. What a kernel gets begins 128 bytes later: it may rely on no more alignment.
+inline unsigned char* shared_window() {
+  constexpr uintptr_t kWindow = 1024;
+  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(block().memory.data()) + kWindow - 1) / kWindow * kWindow);
+}
+inline unsigned char* shared_begin() { return shared_window() + 128; }
 inline const Index& thread_index() { return block().current->index; }
 
 [[gnu::noinline]] inline void yield() {
@@ -140,6 +164,8 @@ T lane_value(const unsigned char (*slots)[32], int lane) {
   } catch (...) {
     if (!b.failure) b.failure = std::current_exception();
   }
+  if ((!b.current->products.empty() || !b.current->open_products.empty()) && !b.failure)
+    b.failure = std::make_exception_ptr(std::logic_error("a thread ended with matrix instructions in flight"));
   if (!b.current->pending.empty() || !b.current->groups.empty())
     for (auto& group : b.current->groups)
       for (auto& copy : group)
@@ -169,6 +195,9 @@ inline void prepare(Block& b, int threads) {
     fiber.index = {static_cast<unsigned>(t), 0, 0};
     fiber.groups.clear();
     fiber.pending.clear();
+    fiber.products.clear();
+    fiber.open_products.clear();
+    fiber.fenced = false;
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.get();
     fiber.start.uc_stack.ss_size = kStack;
@@ -192,7 +221,8 @@ inline std::vector<int> order(int threads, int64_t seed) {
 
 inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
   prepare(b, threads);
-  b.memory.assign(shared + kCanary + 128, 0xff);
+  b.memory.assign(shared + kCanary + 1024 + 128, 0xff);
+  b.barriers.clear();
   b.shared_size = shared;
   b.alive = threads;
   b.waiting = 0;
@@ -204,17 +234,20 @@ inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
     uint64_t met = 0;
     for (auto& warp : b.warps) met += warp.generation;
     const int waiting = b.waiting;
+    const uint64_t events = b.events;
     for (int t : turn)
       if (!b.fibers[t].done) resume(b, b.fibers[t]);
     if (b.failure) break;
     uint64_t now = 0;
     for (auto& warp : b.warps) now += warp.generation;
-    if (before == b.barrier_generation && alive == b.alive && met == now && waiting == b.waiting)
+    if (before == b.barrier_generation && alive == b.alive && met == now && waiting == b.waiting &&
+        events == b.events)
       throw std::logic_error("deadlock: the threads of a block wait for each other at barriers or warp exchanges");
   }
   if (b.failure) std::rethrow_exception(b.failure);
-  unsigned char* end = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(b.memory.data()) + 127) / 128 * 128) + shared;
-  for (unsigned char* at = end; at < b.memory.data() + b.memory.size(); ++at)
+  for (const auto& [where, state] : b.barriers)
+    if (!state.loads.empty()) throw std::logic_error("a block ended with loads that nobody waited for");
+  for (unsigned char* at = shared_begin() + shared; at < b.memory.data() + b.memory.size(); ++at)
     if (*at != 0xff) throw std::logic_error("a kernel wrote behind its shared memory");
 }
 
@@ -236,7 +269,7 @@ void run(int64_t blocks, int threads, size_t shared, Body body) {
 inline void* shared(size_t size) {
   Block& b = block();
   if (size > b.shared_size) throw std::logic_error("the launch gave less shared memory than the kernel's struct");
-  return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(b.memory.data()) + 127) / 128 * 128);
+  return shared_begin();
 }
 
 // ---- asynchronous copies -----------------------------------------------------------------------------------------------

@@ -5,6 +5,9 @@
 // combined in int64, and only then scaled in double. So the result depends on no tiling, and errs as if x had been rounded to
 // 2^-24 of its row's largest element.
 //
+// Float charges go the same way (kernels/float_digits.cuh): a charge's 24 bits are three rows of bytes, each multiplied in turn and
+// added to the gaps; the byte of a signed digit is the digit + 128, and 128 times the query's digits' sum is taken off again.
+//
 // digit_kernel: one block a query; reads x three times, writes 3 bytes an element.
 // gram_kernel: a tile of charges × queries × digits a block, operands through kStages of 64-byte depth by cp.async, ldmatrix from
 // a swizzled layout, mma.m16n8k32; a warp has one digit, and the digits meet in shared memory at the end.
@@ -24,10 +27,12 @@ struct DigitCall {
   const T* x;       // (batch, dim)
   const T* center;  // (dim)
   double divisor;
-  int64_t batch, dim;
-  int8_t* digits;  // (3, batch, dim), the most significant first
-  double* scale;   // (batch): s_i; NaN where x is not finite
+  int64_t batch, dim, stride;  // stride: of a row of digits, zeros behind dim
+  int8_t* digits;    // (3, batch, stride), the most significant first
+  double* scale;     // (batch): s_i; NaN where x is not finite
   double* residual;  // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
+  double* norm;      // (batch): ‖X‖, or null
+  int* sums;         // (3, batch): Σ_k of each digit, or null
   int* counters;     // two, set to 0 for the kernels behind
 };
 
@@ -39,32 +44,55 @@ struct MaximumOrNaN {
   __device__ double operator()(double a, double b) const { return b > a || b != b ? b : a; }
 };
 
+struct Digits24 {
+  int8_t high, middle, low;
+};
+/// The signed digits of a whole number of at most kDigitLargest.
+__device__ __forceinline__ Digits24 digits_of(int number) {
+  const int8_t low = static_cast<int8_t>(number), middle = static_cast<int8_t>((number - low) / 256);
+  return {static_cast<int8_t>(((number - low) / 256 - middle) / 256), middle, low};
+}
+
 template <class T>
 __global__ void __launch_bounds__(kDigitThreads) digit_kernel(DigitCall<T> call) {
   DigitShared& shared = shared_memory<DigitShared>();
   const int64_t row = blockIdx.x;
   const T* x = call.x + row * call.dim;
   const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
-  double largest = 0;
-  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
+  double largest = 0, squares = 0;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
+    const double value = unit(k);
+    largest = MaximumOrNaN{}(largest, fabs(value));
+    squares += value * value;
+  }
   largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
   const bool good = isfinite(largest);
   const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
-  const int64_t plane = call.batch * call.dim;
-  double residual = 0;
-  int8_t* digits = call.digits + row * call.dim;
-  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
-    const int number = good ? static_cast<int>(rint(unit(k) * inverse)) : 0;
-    const int low = static_cast<int8_t>(number), rest = (number - low) / 256;
-    const int middle = static_cast<int8_t>(rest);
-    const int high = (rest - middle) / 256;
-    const double left = unit(k) - scale * 65536 * high;
+  const int64_t plane = call.batch * call.stride;
+  double residual = 0, sums[kDigits] = {};
+  int8_t* digits = call.digits + row * call.stride;
+  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
+    const bool inside = k < call.dim;
+    const Digits24 number = digits_of(good && inside ? static_cast<int>(rint(unit(k) * inverse)) : 0);
+    const double left = inside ? unit(k) - scale * 65536 * number.high : 0.0;
     residual += left * left;
-    digits[k] = static_cast<int8_t>(high);
-    digits[plane + k] = static_cast<int8_t>(middle);
-    digits[2 * plane + k] = static_cast<int8_t>(low);
+    digits[k] = number.high;
+    digits[plane + k] = number.middle;
+    digits[2 * plane + k] = number.low;
+    sums[0] += number.high;
+    sums[1] += number.middle;
+    sums[2] += number.low;
   }
   residual = block_reduce<kDigitThreads>(residual, Sum{}, shared.slots);
+  if (call.norm) {
+    squares = block_reduce<kDigitThreads>(squares, Sum{}, shared.slots);
+    if (threadIdx.x == 0) call.norm[row] = sqrt(squares);
+  }
+  if (call.sums)
+    for (int digit = 0; digit < kDigits; ++digit) {
+      const double sum = block_reduce<kDigitThreads>(sums[digit], Sum{}, shared.slots);  // whole numbers: exact
+      if (threadIdx.x == 0) call.sums[digit * call.batch + row] = static_cast<int>(sum);
+    }
   if (threadIdx.x == 0) {
     call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
     call.residual[row] = sqrt(residual);
@@ -80,17 +108,28 @@ struct GramCall {
   double* gaps;            // (splits, batch, count); unused by a tile of one digit
   int64_t batch, count, dim, splits;
   double divisor;
-  int32_t* leading;            // (batch, count): products with the first digit, written by a tile of one digit, read by one of two
-  const int* open;             // (batch), a tile of two digits: the queries that are served,
-  const int* open_count;       // and their number
+  int32_t* leading;       // (batch, count): products with the first digit, written by kFirst, read by kRest
+  const int* open;        // (batch), kRest: the queries that are served,
+  const int* open_count;  // and their number
+  // Float charges, or null and 0: each charge's scale, each query's sums of digits (3, batch), which of a charge's three digits
+  // is multiplied (0 the most significant; from 1 on the gaps are added to), and the row of gaps that `count` is a part of.
+  const double* charge_scale;
+  const int* digit_sums;
+  int charge_digit;
+  int64_t row_length;
 };
 
-/// A block's tile. A warp has one digit and a rectangle of the tile, whose sums fit into its registers. With three digits the tile
-/// writes gaps; with one, the first, its products as they are; with two, the others, it completes these for a list of queries.
-template <int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges, int kWarpsAlongQueries, int kStagesOfTile>
+/// What a tile makes of its sums: gaps, from all or the first of the digits; products with the first digit as they are; or gaps for
+/// a list of queries, from these products and the other digits.
+enum class GramOutput { kGaps, kFirst, kRest };
+
+/// A block's tile. A warp has one digit and a rectangle of the tile, whose sums fit into its registers.
+template <GramOutput kOutputOfTile, int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges,
+          int kWarpsAlongQueries, int kStagesOfTile>
 struct GramTile {
-  static constexpr int kDigitsServed = kDigitsOfTile, kFirstDigit = kDigitsServed == 2 ? 1 : 0;
-  static constexpr bool kOfList = kDigitsServed == 2;
+  static constexpr GramOutput kOutput = kOutputOfTile;
+  static constexpr bool kOfList = kOutput == GramOutput::kRest;
+  static constexpr int kDigitsServed = kDigitsOfTile, kFirstDigit = kOfList ? 1 : 0;
   static constexpr int kCharges = kChargesOfTile, kQueries = kQueriesOfTile, kStages = kStagesOfTile;
   static constexpr int kWarpsC = kWarpsAlongCharges, kWarpsQ = kWarpsAlongQueries, kWarps = kDigitsServed * kWarpsC * kWarpsQ;
   static constexpr int kThreads = kWarp * kWarps;
@@ -104,12 +143,24 @@ struct GramTile {
   };
   static_assert(sizeof(Shared) <= 99 * 1024);  // what every device since sm_80 has
 };
-using WideGram = GramTile<3, 128, 128, 4, 1, 3>;
-using NarrowGram = GramTile<3, 64, 64, 2, 2, 4>;
-using SlimGram = GramTile<3, 128, 16, 4, 1, 4>;
-using FirstGram = GramTile<1, 128, 128, 4, 2, 4>;
-using FirstWideGram = GramTile<1, 128, 256, 4, 2, 4>;
-using RestGram = GramTile<2, 128, 64, 4, 1, 4>;
+using WideGram = GramTile<GramOutput::kGaps, 3, 128, 128, 4, 1, 3>;
+using NarrowGram = GramTile<GramOutput::kGaps, 3, 64, 64, 2, 2, 4>;
+using SlimGram = GramTile<GramOutput::kGaps, 3, 128, 16, 4, 1, 4>;
+using TwoDigitGram = GramTile<GramOutput::kGaps, 2, 128, 128, 4, 1, 4>;
+using OneDigitGram = GramTile<GramOutput::kGaps, 1, 128, 128, 4, 2, 4>;
+using FirstGram = GramTile<GramOutput::kFirst, 1, 128, 128, 4, 2, 4>;
+using FirstWideGram = GramTile<GramOutput::kFirst, 1, 128, 256, 4, 2, 4>;
+using RestGram = GramTile<GramOutput::kRest, 2, 128, 64, 4, 1, 4>;
+
+/// Into the gaps: −2 X·b of a query and a charge, or what one digit of a float charge adds to it; the norm with the first.
+__device__ __forceinline__ void add_gap(const GramCall& call, int64_t split, int64_t query, int64_t charge, double product) {
+  double value = -2.0 * call.scale[query] * product;
+  if (call.charge_scale) value *= call.charge_scale[charge] * (call.charge_digit == 0 ? 65536.0 : call.charge_digit == 1 ? 256.0 : 1.0);
+  if (split == 0 && call.charge_digit == 0) value += call.divisor * call.divisor * call.sq_norms[charge];
+  const int64_t length = call.row_length ? call.row_length : call.count;
+  double& gap = call.gaps[(split * call.batch + query) * length + charge];
+  gap = call.charge_digit == 0 ? value : gap + value;
+}
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
@@ -217,15 +268,19 @@ __global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
       const int64_t place = query_begin + slice_begin + q, charge = charge_begin + c;
       if (place >= batch || charge >= call.count) continue;
       const int64_t query = Tile::kOfList ? call.open[place] : place;
-      if constexpr (Tile::kDigitsServed == 1) {
+      if constexpr (Tile::kOutput == GramOutput::kFirst) {
         call.leading[query * call.count + charge] = shared.meet[0][q][c];
-        continue;
+      } else {
+        int64_t product = Tile::kOfList ? call.leading[query * call.count + charge] : 0;
+#pragma unroll
+        for (int digit = 0; digit < Tile::kDigitsServed; ++digit) {
+          int64_t sum = shared.meet[digit][q][c];
+          if constexpr (!Tile::kOfList)
+            if (call.digit_sums) sum -= 128 * static_cast<int64_t>(call.digit_sums[digit * call.batch + query]);
+          product = product * 256 + sum;
+        }
+        add_gap(call, split, query, charge, static_cast<double>(product) * (Tile::kOfList || Tile::kDigitsServed == 3 ? 1 : Tile::kDigitsServed == 2 ? 256 : 65536));
       }
-      const int64_t first = Tile::kOfList ? call.leading[query * call.count + charge] : shared.meet[0][q][c];
-      constexpr int kNext = Tile::kDigitsServed - 2;
-      const int64_t product = (first * 256 + shared.meet[kNext < 0 ? 0 : kNext][q][c]) * 256 + shared.meet[kNext + 1][q][c];
-      const double norm = split == 0 ? call.divisor * call.divisor * call.sq_norms[charge] : 0.0;
-      call.gaps[(split * call.batch + query) * call.count + charge] = norm - 2.0 * call.scale[query] * static_cast<double>(product);
     }
   }
 }

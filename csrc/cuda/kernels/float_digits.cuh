@@ -1,0 +1,129 @@
+// Float charges for the integer tensor cores of gram.cuh: Y = y − μ = s_j Q, Q whole numbers of 24 bits in three signed digits, each
+// kept as an unsigned byte, digit + 128. And what this costs in accuracy, made good: refine_kernel.
+//
+// Six products of digits matter (of nine; what is left out is below the rounding of x and y to 24 bits): all three of x's with a
+// charge's first, two with its second, one with its third. A gap then errs by about 0.6 (s_i ‖y_j − μ‖ + s_j ‖x_i − μ‖), one
+// standard deviation: nothing where the weights are spread, and too much close to a charge, or among near-duplicates. There the
+// gaps of all charges that may have a weight are computed once more by direct differences.
+//
+// charge_digit_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3.
+// refine_kernel: one block of 512 threads a query; reads its row of gaps twice, and the charges that it computes anew.
+#pragma once
+
+#include "gram.cuh"
+#include "weights.cuh"
+
+namespace pfgm {
+
+struct ChargeDigitCall {
+  const float* charges;  // (count, dim)
+  const float* center;   // (dim)
+  int64_t count, dim, stride;
+  uint8_t* digits;  // (3, count, stride), the most significant first
+  double* scale;    // (count)
+};
+
+static __global__ void __launch_bounds__(kDigitThreads) charge_digit_kernel(ChargeDigitCall call) {
+  DigitShared& shared = shared_memory<DigitShared>();
+  const int64_t row = blockIdx.x;
+  const float* y = call.charges + row * call.dim;
+  const auto unit = [&](int64_t k) { return static_cast<double>(y[k]) - static_cast<double>(call.center[k]); };
+  double largest = 0;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
+  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
+  const bool good = isfinite(largest);
+  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
+  uint8_t* digits = call.digits + row * call.stride;
+  const int64_t plane = call.count * call.stride;
+  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
+    const Digits24 number = digits_of(good && k < call.dim ? static_cast<int>(rint(unit(k) * inverse)) : 0);
+    digits[k] = static_cast<uint8_t>(number.high + 128);
+    digits[plane + k] = static_cast<uint8_t>(number.middle + 128);
+    digits[2 * plane + k] = static_cast<uint8_t>(number.low + 128);
+  }
+  if (threadIdx.x == 0) call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
+}
+
+struct RefineCall {
+  double* gaps;                // (batch, count)
+  const double* scale;         // (batch)
+  const double* norm;          // (batch): ‖x − μ‖
+  const double* charge_scale;  // (count)
+  const double* sq_norms;      // (count)
+  const float* x;              // (batch, dim)
+  const float* r;              // (batch)
+  const float* charges;        // (count, dim)
+  int64_t batch, count, dim;
+  double aug_dim;
+};
+
+struct RefineShared {
+  double slots[kWeightThreads / kWarp];
+  double nearest[kWeightThreads / kWarp];
+  int64_t where[kWeightThreads / kWarp];
+  int listed[kWeightThreads];
+  int used;
+};
+
+constexpr double kGapDeviation = 0.6;         // of a gap's error, in (s_i ‖y_j − μ‖ + s_j ‖x_i − μ‖)
+constexpr double kGapSlack = 6;               // deviations: what a gap surely does not err by
+constexpr double kSpreadDeviation = 3e-5;     // of a log-weight's error, that many charges with a weight average away
+constexpr double kFewCharges = 64;
+
+static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCall call) {
+  RefineShared& shared = shared_memory<RefineShared>();
+  const int64_t row = blockIdx.x;
+  double* gaps = call.gaps + row * call.count;
+  const float* x = call.x + row * call.dim;
+  const double scale = call.scale[row], norm = call.norm[row];
+  const auto deviation = [&](int64_t j) {
+    return kGapDeviation * (scale * static_cast<double>(sqrtf(static_cast<float>(call.sq_norms[j]))) + call.charge_scale[j] * norm);
+  };
+
+  Nearest nearest{std::numeric_limits<double>::infinity(), 0};
+#pragma unroll 4
+  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) nearest = nearer(nearest, {gaps[j], j});
+  nearest = block_nearest<kWeightThreads>(nearest, shared.nearest, shared.where);
+  const double squares = block_distance<kWeightThreads>(call.charges + nearest.charge * call.dim, x, call.dim, 1.0f, 0.0f, shared.slots);
+  const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
+  const double base = squares + r * r;
+  if (!(r > 0) || !isfinite(base) || !isfinite(nearest.gap)) return;  // the weights make a row of NaN of it
+  const Kernel<float> kernel(base, r, total_dim);
+  const double slack = kGapSlack * deviation(nearest.charge);
+  const double limit = nearest.gap + slack + kernel.gap_of(weight_cut<float>(call.count) - 1) + slack;  // the nearest may err too
+  const auto may_weigh = [&](int64_t j) { return gaps[j] - kGapSlack * deviation(j) <= limit; };
+  double candidates = 0, worst = 0;
+  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads)
+    if (may_weigh(j)) {
+      candidates += 1;
+      worst = Maximum{}(worst, deviation(j));
+    }
+  candidates = block_reduce<kWeightThreads>(candidates, Sum{}, shared.slots);
+  worst = block_reduce<kWeightThreads>(worst, Maximum{}, shared.slots);
+  const double error = (worst + slack / kGapSlack) * kernel.power * kernel.inverse_base;
+  if (candidates < 2 || (candidates > kFewCharges && error <= kSpreadDeviation)) return;
+
+  // A warp a candidate. The nearest keeps its gap, so that all gaps stay distances up to one constant.
+  for (int64_t first = 0; first < call.count; first += kWeightThreads) {
+    if (threadIdx.x == 0) shared.used = 0;
+    __syncthreads();
+    const int64_t mine = first + threadIdx.x;
+    if (mine < call.count && may_weigh(mine)) shared.listed[atomicAdd(&shared.used, 1)] = static_cast<int>(threadIdx.x);
+    __syncthreads();
+    const int used = shared.used;
+    for (int at = static_cast<int>(threadIdx.x) / kWarp; at < used; at += kWeightThreads / kWarp) {
+      const int64_t j = first + shared.listed[at];
+      const float* charge = call.charges + j * call.dim;
+      double sum = 0;
+      for (int64_t k = threadIdx.x % kWarp; k < call.dim; k += kWarp) {
+        const double difference = static_cast<double>(charge[k]) - static_cast<double>(x[k]);
+        sum += difference * difference;
+      }
+      sum = warp_reduce(sum, Sum{});
+      if (threadIdx.x % kWarp == 0 && j != nearest.charge) gaps[j] = nearest.gap + (sum - squares);
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace pfgm
