@@ -13,6 +13,7 @@ from pfgm_fast.field import (
     posterior_mean,
     score,
 )
+from pfgm_fast.latents import encode, interpolate, round_trip
 from pfgm_fast.likelihood import bits_per_dim, log_likelihood
 from pfgm_fast.methods import PFGM
 from pfgm_fast.ops.dispatch import info, use_backend
@@ -31,16 +32,19 @@ __all__ = [
     "__version__",
     "bits_per_dim",
     "drift",
+    "encode",
     "euler_step",
     "field_divergence",
     "field_step",
     "heun_step",
     "info",
+    "interpolate",
     "log_density",
     "log_likelihood",
     "pfgm_target",
     "poisson_field",
     "posterior_mean",
+    "round_trip",
     "sample",
     "score",
     "use_backend",

@@ -81,8 +81,10 @@ def sample(
     if not callable(net) and not isinstance(net, Charges):
         raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
     shape = tuple(shape)
-    x = x0 if x0 is not None else method.prior(shape, device=_device_of(net), generator=generator)
-    x = checks.batch("x0", x)
+    if x0 is None:
+        dtype = net.value_dtype if isinstance(net, Charges) else torch.float32
+        x0 = method.prior(shape, device=_device_of(net), dtype=dtype, generator=generator)
+    x = checks.batch("x0", x0)
     if checks.positive("temperature", temperature) != 1:
         x = temperature * x
     if tuple(x.shape) != shape:
