@@ -16,6 +16,7 @@ from benchmarks import gpu_pipeline
 from benchmarks.gpu_setting import Rows, Setting, images, row
 from benchmarks.gpu_timing import Function, graphed, measure, ratio
 from pfgm_fast import peers
+from pfgm_fast.backends.cuda import hopper_path
 from pfgm_fast.ops.dispatch import backend, status
 
 HOPPER = "cuda, Hopper"
@@ -129,7 +130,7 @@ def target(
             found.append({"what": name, "note": reason})
             continue
         functions[name] = partial(_with_backend, name, x, z, charges)
-    if "cuda" in functions and kind == "bytes" and _hopper_built(device):
+    if "cuda" in functions and kind == "bytes" and hopper_path(device):
         functions[HOPPER] = partial(_by_hopper, x, z, charges)
     need = {
         "Gram, cuBLAS float32": 4 * (count * dim + 3 * batch * count),
@@ -183,16 +184,6 @@ def target(
 def _with_backend(name: str, x: Tensor, z: Tensor, charges: pf.Charges) -> tuple[Tensor, Tensor]:
     with pf.use_backend(name):
         return pf.pfgm_target(x, z, charges)
-
-
-def _hopper_built(device: torch.device) -> bool:
-    """Whether the library has the Hopper path of the first product, and this is a GPU for it."""
-    from pfgm_fast.backends.cuda import build_info
-
-    built = build_info()
-    return (
-        built is not None and built["hopper"] == "yes" and torch.cuda.get_device_capability(device) == (9, 0)
-    )
 
 
 def _by_hopper(x: Tensor, z: Tensor, charges: pf.Charges) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,14 @@ def build_info() -> dict[str, str] | None:
     return {"nvcc": library.nvcc, "architectures": library.architectures, "hopper": library.hopper}
 
 
+def hopper_path(device: torch.device | str = "cuda") -> bool:
+    """Whether PFGM_FAST_CUDA_HOPPER=1 can be served on this device: Hopper's own path is built in, and it is such a GPU."""
+    built = build_info()
+    return (
+        built is not None and built["hopper"] == "yes" and torch.cuda.get_device_capability(device) == (9, 0)
+    )
+
+
 def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)

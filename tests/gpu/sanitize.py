@@ -11,7 +11,7 @@ import torch
 
 import pfgm_fast as pf
 from pfgm_fast.backends import reference
-from pfgm_fast.backends.cuda import build_info
+from pfgm_fast.backends.cuda import hopper_path
 from tests.cases import TOLERANCE, direction_error
 
 FIELDS = [  # B, M, N, bytes: each way to serve a field, each tile of it, its edges
@@ -65,8 +65,7 @@ def steps() -> None:
 
 def hopper() -> None:
     """The Hopper path of the first product, where it is built and this is a GPU for it."""
-    built = build_info()
-    if built is None or built["hopper"] != "yes" or torch.cuda.get_device_capability() != (9, 0):
+    if not hopper_path():
         return
     os.environ["PFGM_FAST_CUDA_HOPPER"] = "1"
     fields(FIELDS[-1:])

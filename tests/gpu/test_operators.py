@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pfgm_fast as pf
+from pfgm_fast.backends.cuda import hopper_path
 from pfgm_fast.ops.schema import SCHEMAS
 
 pytestmark = [
@@ -86,18 +87,49 @@ def test_captured_in_a_graph_and_replayed_on_new_inputs(
         assert torch.equal(got, value)
 
 
+@pytest.mark.parametrize("kind", ["bytes", "float32", "hopper"])
+def test_the_tensor_core_ways_are_captured(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shapes that fill the device: the first digit alone with what is decided on the device behind it, float charges' digits."""
+    if kind == "hopper":
+        if not hopper_path():
+            pytest.skip("needs a Hopper GPU and a library built for 9.0a")
+        monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    y = torch.randn(18000, 80) if kind == "float32" else torch.randint(0, 256, (18000, 80), dtype=torch.uint8)
+    charges = pf.Charges(y.cuda())
+    x, z = (
+        charges.values(slice(0, 100)) + 0.3 * torch.randn(100, 80, device="cuda"),
+        torch.full((100,), 0.3).cuda(),
+    )
+    with pf.use_backend("cuda"):
+        side = torch.cuda.Stream()
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                pf.pfgm_target(x, z, charges)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = pf.pfgm_target(x, z, charges)
+        for growth in (0.1, 3.0):  # few charges with a weight, then many
+            x.copy_(charges.values(slice(200, 300)) + growth * torch.randn(100, 80, device="cuda"))
+            z.fill_(growth)
+            graph.replay()
+            for got, expected in zip(captured, pf.pfgm_target(x, z, charges), strict=True):
+                assert torch.equal(got, expected)
+
+
 def _tuple(value):
     return value if isinstance(value, tuple) else (value,)
 
 
+@pytest.mark.parametrize(("batch", "count"), [(20, 500), (70, 17000)], ids=str)
 @pytest.mark.parametrize("as_bytes", [False, True], ids=["float32", "bytes"])
-def test_nothing_waits_for_the_device(backend: str, as_bytes: bool) -> None:
+def test_nothing_waits_for_the_device(backend: str, as_bytes: bool, batch: int, count: int) -> None:
     charges = pf.Charges(
-        torch.randint(0, 256, (500, 192), dtype=torch.uint8).cuda()
+        torch.randint(0, 256, (count, 192), dtype=torch.uint8).cuda()
         if as_bytes
-        else torch.randn(500, 192).cuda()
+        else torch.randn(count, 192).cuda()
     )
-    x, z, vz = torch.randn(20, 192).cuda(), (torch.rand(20) + 0.5).cuda(), -torch.ones(20).cuda()
+    x, z, vz = torch.randn(batch, 192).cuda(), (torch.rand(batch) + 0.5).cuda(), -torch.ones(batch).cuda()
     z_next = 0.9 * z
     pf.pfgm_target(x, z, charges)  # builds what is built on first use
     pf.euler_step(x, x, vz, z, z_next)
