@@ -14,17 +14,20 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import PFGM, Method
 from pfgm_fast.methods.base import Network, evaluation_mode
+from pfgm_fast.sampling_graph import euler_graph
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
 
 @dataclass(frozen=True)
 class Samples:
-    """x (B, *shape): the samples. nfe: evaluations of the network. path: [(t, x), …] where it was asked for."""
+    """x (B, *shape): the samples. nfe: evaluations of the network. path: [(t, x), …] where it was asked for. graph: where a CUDA graph
+    was asked for, "captured", or the reason why the steps ran one by one; else None."""
 
     x: Tensor
     nfe: int
     path: list[tuple[float, Tensor]] = field(default_factory=list, repr=False)
+    graph: str | None = None
 
 
 class _Counted:
@@ -60,6 +63,7 @@ def sample(
     temperature: float = 1.0,
     record: bool = False,
     progress: bool = False,
+    cuda_graph: bool = False,
     **options: Any,
 ) -> Samples:
     """Draw samples by integrating the method's ODE from its prior to the data.
@@ -72,7 +76,11 @@ def sample(
     z_max, z_min: where the ODE starts and ends; None: the method's (PFGM: 40 and 1e-3).
     x0: the start instead of a draw from the prior. generator: for the prior (and the noise of a stochastic solver).
     method: hyper-parameters, default PFGM(). labels: (B,) classes.
-    temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3). record: keep the path. progress: a tqdm bar.
+    temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
+    record: keep the path. progress: a tqdm bar.
+    cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
+        cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
+        `sampling_graph.EulerGraph`.
 
     Raises: ArgumentError for bad shapes, steps, solver, z_min ≥ z_max; samples that are not finite are returned as such.
     """
@@ -97,6 +105,13 @@ def sample(
         counted = _Counted(flow.evaluate)
         flow.evaluate = counted  # type: ignore[method-assign]
     times = flow.grid(steps)
+    reason = "record=True looks at every step" if cuda_graph and record else None
+    if cuda_graph and not record:
+        with evaluation_mode(net):
+            graph = euler_graph(net, method, solver, x, labels, steps)
+            if not isinstance(graph, str):
+                return Samples(graph(x, times), steps, graph=graph.reason or "captured")
+        reason = graph
     path = [(times[0], x.clone())] if record else []
     if solver in STOCHASTIC:
         options["generator"] = generator
@@ -110,7 +125,7 @@ def sample(
                 path.append((t, x.clone()))
 
         x = solve(flow, x, times, on_step, **options)
-    return Samples(x, counted.count, path)
+    return Samples(x, counted.count, path, reason)
 
 
 def _with_ends(method: Method, z_max: float | None, z_min: float | None) -> Any:

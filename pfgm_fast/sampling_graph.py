@@ -8,8 +8,35 @@ import torch
 from torch import Tensor
 
 from pfgm_fast import steps
+from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.methods import PFGM, Method
 from pfgm_fast.methods.base import Network
+
+
+def euler_graph(
+    net: Network | Charges, method: Method, solver: str, x: Tensor, labels: Tensor | None, steps: int
+) -> EulerGraph | str:
+    """The graph of a sample that starts at x, under the torch.autocast that holds here; or why there cannot be one."""
+    if isinstance(net, Charges):
+        return "the true field takes no network: its steps are single operators already"
+    if not isinstance(method, PFGM):
+        return f"graphs are for PFGM's Euler step, not for the method {method.name!r}"
+    if solver != "euler":
+        return f"graphs are for the solver 'euler', not {solver!r}"
+    if x.dtype != torch.float32:
+        return "graphs sample in float32"
+    kind = x.device.type
+    return EulerGraph(
+        net,
+        tuple(x.shape),
+        x.device,
+        labels=labels,
+        gamma=method.gamma,
+        z_exp=method.z_exp,
+        autocast=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        most_steps=steps,
+    )
 
 
 class EulerGraph:

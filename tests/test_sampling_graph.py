@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pfgm_fast as pf
-from pfgm_fast.methods import PFGM
+from pfgm_fast.methods import PFGM, VPSDE
 from pfgm_fast.sampling_graph import EulerGraph
 
 
@@ -47,3 +47,48 @@ def test_what_does_not_fit_is_refused() -> None:
     for times in ([1.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.5]):
         with pytest.raises(pf.ArgumentError, match="2 to 5 values"):
             graph(torch.zeros(2, 3), times)
+
+
+def test_sample_falls_back_with_its_reason_and_the_same_samples() -> None:
+    shape, x0 = (5, 12), 40 * torch.randn(5, 12)
+    plain = pf.sample(_net, shape, steps=15, x0=x0)
+    asked = pf.sample(_net, shape, steps=15, x0=x0, cuda_graph=True)
+    assert plain.graph is None
+    assert asked.graph is not None
+    assert "need a CUDA device" in asked.graph
+    assert asked.nfe == plain.nfe == 15
+    torch.testing.assert_close(asked.x, plain.x, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reason", "options"),
+    [
+        ("solver 'euler', not 'heun'", {"solver": "heun"}),
+        ("not for the method 'vp'", {"method": VPSDE()}),
+        ("record=True", {"record": True}),
+        ("float32", {"x0": torch.ones(2, 12, dtype=torch.float64)}),
+    ],
+)
+def test_what_no_graph_serves_runs_step_by_step(reason: str, options: dict) -> None:
+    out = pf.sample(_net, (2, 12), steps=3, cuda_graph=True, **options)
+    assert out.graph is not None
+    assert reason in out.graph
+    assert out.nfe >= 3
+
+
+def test_the_true_field_needs_no_graph() -> None:
+    out = pf.sample(pf.Charges(torch.randn(4, 3)), (2, 3), steps=3, cuda_graph=True)
+    assert out.graph == "the true field takes no network: its steps are single operators already"
+
+
+def test_autocast_that_holds_outside_reaches_the_network() -> None:
+    seen = []
+
+    def net(x: torch.Tensor, z: torch.Tensor):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return _net(x, z)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        pf.sample(net, (2, 12), steps=2, cuda_graph=True)
+    pf.sample(net, (2, 12), steps=2, cuda_graph=True)
+    assert seen == [True, True, False, False]
