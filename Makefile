@@ -32,7 +32,7 @@ bench: $(STAMP)
 
 # On a machine with a GPU: its own Python (PyTorch, Triton, nvcc), no network, no environment. See tools/gpu.sh.
 gpu:
-	PYTHON=$(PYTHON) OUT=$(OUT) tools/gpu.sh
+	PYTHON=$(PYTHON) OUT=$(OUT)/gpu tools/gpu.sh
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) pfgm_fast/*.so

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+NEEDS = {"_C": "a C++ compiler", "_C_cuda": "nvcc and a CUDA build of PyTorch"}
+
 
 @cache
 def loading_error(library: str) -> str | None:
@@ -15,7 +17,7 @@ def loading_error(library: str) -> str | None:
     try:
         importlib.import_module(f"pfgm_fast.{library}")
     except ModuleNotFoundError:
-        return f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs a C++ compiler)"
+        return f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs {NEEDS[library]})"
     except (ImportError, OSError) as error:
         return f"pfgm_fast.{library} does not load: {error}"
     return None
