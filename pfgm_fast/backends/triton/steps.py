@@ -38,19 +38,22 @@ class Tile:
         return self.threads // LANES
 
 
-SWEEP, SEGMENT = Tile(1, 4096, 512), Tile(1, 4096, 256)
-"""What a program of `sweep_kernel` takes at a time; what one of `square_kernel` and `segment_kernel` takes in all."""
+SWEEP = {4: Tile(1, 4096, 512), 8: Tile(1, 2048, 512)}
+"""Size of a number → what a program of `sweep_kernel` takes at a time."""
+SEGMENT = Tile(1, 4096, 256)
+"""What a program of `square_kernel` or `segment_kernel` takes in all."""
 
 
 def row_tile(dim: int, words: int) -> Tile | None:
     """The tile of whole rows, or None where they do not fit. words: 4-byte registers that an element takes, over all arrays.
 
-    16 elements a thread, in the longest rows 32: enough loads in flight, and at most 64 registers of data.
+    16 elements a thread (8 where each takes many registers, 32 in the longest rows): enough loads in flight, and behind
+    `SMALL_TILE` at most 64 registers of data.
     """
     block = triton.next_power_of_2(dim)
     if block <= SMALL_TILE:
         return Tile(SMALL_TILE // block, block, SMALL_TILE // 16)
-    threads = min(512, block // 16)
+    threads = min(512, block // (16 if words <= 4 else 8))
     if block > LONGEST or block // threads * words > 64:
         return None
     return Tile(1, block, threads)
@@ -109,7 +112,7 @@ def _launch(
             programs = cdiv(count, tile.rows)
             run(rows.row_kernel, tile, programs, arrays, rule, {"rows": count}, ROWS=tile.rows)
         elif count >= configs.of_device(out.device)[1]:  # enough to fill the device
-            run(rows.sweep_kernel, SWEEP, count, arrays, rule)
+            run(rows.sweep_kernel, SWEEP[out.element_size()], count, arrays, rule)
         else:
             segments = cdiv(dim, SEGMENT.block)
             partial = out.new_empty((1 if v_next is None else 2, count, segments))
