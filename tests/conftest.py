@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.triton_tools import pytest_pyfunc_call  # noqa: F401 - a hook, found by its name
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PFGM_FAST_SHARED", ROOT.parent / "shared"))
 

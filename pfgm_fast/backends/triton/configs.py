@@ -7,7 +7,7 @@ measure, for each new shape, every tile of the table and keep the fastest on dis
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -20,7 +20,7 @@ LISTED = 64
 
 DIGIT_BLOCK, DIGIT_WARPS = 1024, 4
 PLANE_QUERIES, PLANE_CHARGES, PLANE_WARPS = 16, 128, 4
-TILES, LIST, LIST_BLOCK, ROW_WARPS = 16, 8, 512, 8
+TILES, LIST, LIST_BLOCK, ROW_WARPS = 8, 4, 256, 8
 """The rows' kernels: tiles of charges at a time, listed charges at a time, elements at a time."""
 
 
@@ -34,6 +34,11 @@ class Tile:
     depth: int
     warps: int
     stages: int
+
+    def ragged(self) -> Tile:
+        """For rows that start anywhere, N not divisible by 16: they are read byte by byte, and a shallower tile keeps the
+        addresses in registers."""
+        return replace(self, depth=min(32, self.depth // 2), warps=8, stages=2)
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ _AMPERE = Table(  # within the 99 KiB of shared memory of sm_86 and sm_89
     byte_product=_tiles(CHARGES, 64, 3, (64, 8), (32, 4), (16, 4)),
     long_byte_product=_tiles(CHARGES, 64, 3, (16, 4)),
     float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
-    byte_spread=_tiles(128, 64, 2, (32, 8), (16, 4)),
+    byte_spread=_tiles(64, 64, 2, (32, 4), (16, 4)),
     float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
 )
@@ -67,15 +72,15 @@ _HOPPER = Table(
     byte_product=_tiles(CHARGES, 128, 3, (64, 8), (32, 4), (16, 4)),
     long_byte_product=_tiles(CHARGES, 128, 3, (16, 4)),
     float_product=_tiles(CHARGES, 32, 3, (64, 8), (32, 8), (16, 4)),
-    byte_spread=_tiles(128, 64, 3, (64, 8), (16, 4)),
+    byte_spread=_tiles(64, 64, 3, (64, 8), (16, 4)),
     float_spread=_tiles(64, 32, 3, (64, 8), (16, 4)),
     precision="bf16x6",
 )
 _CDNA3 = Table(  # 64 KiB of shared memory
     byte_product=_tiles(CHARGES, 64, 2, (64, 8), (32, 4), (16, 4)),
     long_byte_product=_tiles(CHARGES, 64, 2, (16, 4)),
-    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
-    byte_spread=_tiles(64, 64, 2, (32, 8), (16, 4)),
+    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 4), (16, 4)),
+    byte_spread=_tiles(64, 64, 2, (32, 4), (16, 4)),
     float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
 )

@@ -172,19 +172,24 @@ def serve_rows(call: Call, table: configs.Table, processors: int) -> None:
 
 def ahead_of_time(arch: str) -> list[Compilation]:
     """Every kernel of the field operators in every configuration of arch's table, as a launch with aligned arrays would
-    compile it; one more for each product with sizes that nothing divides, and with sizes beyond 32 bits."""
+    compile it, with sizes that nothing divides, and with sizes beyond 32 bits."""
     table = configs.TABLES[arch]
-    shapes = [(1, 5000, 3072), (64, 5000, 3072), (16, 5000, 196_608), (37, 5001, 771)]
+    products = ("byte_product", "long_byte_product", "float_product", "byte_spread", "float_spread")
     with recorded() as found:
-        for op in MODES:
-            for dtype in (torch.uint8, torch.float32):
-                for weighted, aug_dim in ((False, 1.0), (True, math.inf)):
-                    for shape in shapes if op == "poisson_field" else shapes[1:2]:
-                        serve_rows(_example(op, dtype, shape, weighted, aug_dim), table, 100)
-            for dim in (1, 2, 16) if op not in ("score", "second_moment") else ():
-                launch_plane(_example(op, torch.float32, (64, 5000, dim), True, 1.0))
         for dtype in (torch.uint8, torch.float32):
+            for i in range(max(len(getattr(table, product)) for product in products)):
+                one = {p: getattr(table, p)[min(i, len(getattr(table, p)) - 1) :][:1] for p in products}
+                for shape in (64, 5000, 3072), (37, 5001, 771):
+                    serve_rows(
+                        _example("poisson_field", dtype, shape, False, 1.0), replace(table, **one), 100
+                    )
             serve_rows(_example("poisson_field", dtype, (16, 60_000, 196_608), False, 1.0), table, 100)
+        for op, dtype in zip(MODES, (torch.uint8, torch.float32) * 3, strict=True):
+            serve_rows(_example(op, dtype, (64, 5000, 3072), True, math.inf), table, 100)
+        for dim in (1, 2, 4, 8, 16):
+            launch_plane(_example("poisson_field", torch.float32, (64, 5000, dim), False, 1.0))
+        for op in ("posterior_mean", "field_step", "log_density"):
+            launch_plane(_example(op, torch.uint8, (64, 5000, 2), True, math.inf))
     return list({repr(c): c for c in found}.values())
 
 

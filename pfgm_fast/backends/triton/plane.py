@@ -32,10 +32,11 @@ def plane_kernel(
     lse,  # (B,) float64, or None
     B,
     M,
+    N,
     divisor,
     offset,
     aug_dim,
-    N: tl.constexpr,
+    K: tl.constexpr,  # N rounded up to a power of two
     MODE: tl.constexpr,
     GAUSSIAN: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -58,7 +59,7 @@ def plane_kernel(
         charge = start + tl.arange(0, CHARGES)
         there = charge < M
         squares = tl.zeros([QUERIES, CHARGES], tl.float32)
-        for k in tl.static_range(N):
+        for k in range(0, N):
             away = column(charges, charge, there, k, N, divisor, offset)[None, :]
             away -= tl.load(x + at + k, mine, 0.0)[:, None]
             squares += away * away
@@ -69,7 +70,7 @@ def plane_kernel(
     anchor = tl.min(tl.where(least == lowest[:, None], where, M - 1), 1)
     anchor = tl.minimum(anchor, M - 1)
     squares_a = tl.zeros([QUERIES], tl.float32)
-    for k in tl.static_range(N):
+    for k in range(0, N):
         away = column(charges, anchor, mine, k, N, divisor, offset) - tl.load(x + at + k, mine, 0.0)
         squares_a += away * away
 
@@ -80,14 +81,13 @@ def plane_kernel(
     power = (0.5 * dims).to(tl.float32)
     top = tl.full([QUERIES], float("-inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float64)
-    K: tl.constexpr = tl.constexpr(1 if N == 1 else 2 if N == 2 else 4 if N <= 4 else 8 if N <= 8 else 16)
     ks = tl.arange(0, K)
     sums = tl.zeros([QUERIES, K], tl.float64)
     for start in range(0, M, CHARGES):
         charge = start + tl.arange(0, CHARGES)
         there = charge < M
         gap = tl.zeros([QUERIES, CHARGES], tl.float32)
-        for k in tl.static_range(N):
+        for k in range(0, N):
             y = column(charges, charge, there, k, N, divisor, offset)[None, :]
             here = tl.load(x + at + k, mine, 0.0)[:, None]
             near = column(charges, anchor, mine, k, N, divisor, offset)[:, None]
@@ -103,7 +103,7 @@ def plane_kernel(
         weight = tl.exp(value - new[:, None])
         total = total * shrink + tl.sum(weight, 1).to(tl.float64)
         sums = sums * shrink[:, None]
-        for k in tl.static_range(N):
+        for k in range(0, N):
             y = column(charges, charge, there, k, N, divisor, offset)[None, :]
             near = column(charges, anchor, mine, k, N, divisor, offset)[:, None]
             add = tl.sum(weight * (y - near), 1).to(tl.float64)
@@ -139,8 +139,9 @@ def plane_serves(call: Call, processors: int) -> bool:
 def launch_plane(call: Call) -> None:
     batch, count, dim = call.sizes
     divisor, offset, aug_dim = call.constants
+    power = 1 << (dim - 1).bit_length()
     Launch(
-        f"plane-{call.op}-{dim}",
+        f"plane-{call.op}-{power}",
         plane_kernel,
         lambda _: cdiv(batch, configs.PLANE_QUERIES),
         {
@@ -153,11 +154,12 @@ def launch_plane(call: Call) -> None:
             "lse": call.lse,
             "B": batch,
             "M": count,
+            "N": dim,
             "divisor": divisor,
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind | {"N": dim, "QUERIES": configs.PLANE_QUERIES, "CHARGES": configs.PLANE_CHARGES},
+        call.kind | {"K": power, "QUERIES": configs.PLANE_QUERIES, "CHARGES": configs.PLANE_CHARGES},
         configs.PLANE_WARPS,
         1,
     ).run()

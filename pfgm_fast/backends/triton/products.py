@@ -153,6 +153,9 @@ def _launch(
     tiles: tuple[configs.Tile, ...], processors: int,
 ) -> None:  # fmt: skip
     batch, count, dim = call.sizes
+    if dim % 16:
+        tiles = tuple(tile.ragged() for tile in tiles)
+        name += "_ragged"
     constants = [
         {"CHARGES": tile.columns, "QUERIES": tile.rows, "DEPTH": tile.depth} for tile in tiles
     ]  # fmt: skip

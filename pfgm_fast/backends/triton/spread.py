@@ -115,6 +115,8 @@ def launch_spread(call: Call, scratch: Scratch, table: configs.Table, processors
     """partial (splits, B, N), as `spread_kernel` writes it."""
     batch, count, dim = call.sizes
     tiles = table.byte_spread if call.bytes else table.float_spread
+    if dim % 16:
+        tiles = tuple(tile.ragged() for tile in tiles)
     tile = next((t for t in tiles if batch > t.rows // 2), tiles[-1])
     splits = splits_of(call, tile, processors)
     depth = max(t.depth for t in tiles)
@@ -125,7 +127,7 @@ def launch_spread(call: Call, scratch: Scratch, table: configs.Table, processors
         {"ROWS": t.rows, "COLUMNS": t.columns, "DEPTH": t.depth} for t in tiles
     ]  # fmt: skip
     Launch(
-        f"spread-{'bytes' if call.bytes else 'floats'}-{tile.rows}",
+        f"{'byte' if call.bytes else 'float'}_spread{'_ragged' if dim % 16 else ''}-{tile.rows}",
         spread_kernel,
         lambda chosen: splits * cdiv(batch, chosen["ROWS"]) * cdiv(dim, chosen["COLUMNS"]),
         {

@@ -111,8 +111,8 @@ def weight_kernel(
     lowest = tl.min(best, 0)
     tile = tl.minimum(tl.min(tl.where(best == lowest, where, tiles - 1), 0), tiles - 1)
     candidate = tile * CHARGES + tl.arange(0, CHARGES)
-    gap = tl.load(gaps + candidate, candidate < M, float("inf"))
-    anchor = tl.minimum(tl.min(tl.where(gap == 0.0, candidate, M - 1), 0), M - 1).to(tl.int64)
+    above = tl.load(gaps + candidate, candidate < M, float("inf"))
+    anchor = tl.minimum(tl.min(tl.where(above == 0.0, candidate, M - 1), 0), M - 1).to(tl.int64)
 
     radius = tl.load(r + row).to(tl.float64)
     squares = squared_distance(x_row, charges + anchor * N, N, divisor, offset, BLOCK)
@@ -188,12 +188,12 @@ def weight_kernel(
         for start in range(0, tiles, TILES):
             from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
             if heard:
-                charge = start * CHARGES + tl.arange(0, TILES * CHARGES)
-                carries = (tl.load(gaps + charge, charge < M, float("-inf")) >= cut) & (charge < M)
+                line = start * CHARGES + tl.arange(0, TILES * CHARGES)
+                carries = (tl.load(gaps + line, line < M, float("-inf")) >= cut) & (line < M)
                 number = tl.sum(carries.to(tl.int32), 0)
                 if number > 0:
                     slot = count + tl.cumsum(carries.to(tl.int32), 0) - 1
-                    tl.store(listed + slot, charge, carries)
+                    tl.store(listed + slot, line, carries)
                     count += number
         tl.debug_barrier()
 
