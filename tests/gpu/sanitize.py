@@ -1,11 +1,14 @@
-"""What compute-sanitizer watches: every CUDA operator once on small, odd shapes. Run by tools/gpu.sh; not a pytest file.
+"""What compute-sanitizer watches: every operator of a backend once on small, odd shapes. Run by tools/gpu.sh; not a pytest file.
 
-compute-sanitizer --tool memcheck python -m tests.gpu.sanitize
+compute-sanitizer --tool memcheck python -m tests.gpu.sanitize [cuda] [triton]
+
+Without a name: cuda. Triton compiles each kernel on first use, about two seconds each, unless its cache has it.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
@@ -35,7 +38,7 @@ def fields(shapes: list[tuple[int, int, int, bool]]) -> None:
         x = charges.values(torch.arange(batch) % count) + 0.5 * torch.randn(batch, dim, device="cuda")
         r = torch.logspace(-2, 1, batch, device="cuda")
         query = (x, r, *charges.arguments(x), None, charges.divisor, charges.offset, 1.0)
-        ops = torch.ops.pfgm_fast_cuda
+        ops = torch.ops.pfgm_fast
         got, _ = ops.poisson_field(*query)
         for op in ("posterior_mean", "log_density", "score"):
             getattr(ops, op)(*query)
@@ -51,11 +54,11 @@ def fields(shapes: list[tuple[int, int, int, bool]]) -> None:
 
 
 def steps() -> None:
-    for shape in [(1, 1), (5, 17), (9, 128), (3, 4096), (2, 4100), (2, 8199)]:
+    for shape in [(1, 1), (5, 17), (9, 128), (3, 4096), (2, 4100), (2, 8199), (2, 17000)]:
         for dtype in (torch.float32, torch.bfloat16):
             x, vx = torch.randn(shape, device="cuda"), torch.randn(shape, device="cuda").to(dtype)
             vz, z = -torch.ones(shape[0], device="cuda"), torch.tensor(2.0, device="cuda")
-            ops = torch.ops.pfgm_fast_cuda
+            ops = torch.ops.pfgm_fast
             ops.drift(vx, vz, z, 5.0, 5.0)
             ops.euler_step.out(x, vx, vz, z, 0.5 * z, 5.0, 5.0, out=x)
             ops.heun_step(x, vx, vz, vx, vz, z, 0.5 * z, 5.0, 5.0)
@@ -74,8 +77,10 @@ def hopper() -> None:
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    with pf.use_backend("cuda"):
-        fields(FIELDS)
-        hopper()
-        steps()
+    for name in sys.argv[1:] or ["cuda"]:
+        with pf.use_backend(name):
+            fields(FIELDS if name == "cuda" else FIELDS[:-1])
+            if name == "cuda":
+                hopper()
+            steps()
     torch.cuda.synchronize()
