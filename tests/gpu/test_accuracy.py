@@ -153,7 +153,18 @@ def test_the_hopper_path_is_the_same_bit_for_bit(
             assert torch.equal(pf.log_density(x, 0.3, charges), density)
 
 
-SHAPES = [(1, 1), (3, 2), (5, 17), (9, 128), (64, 3072), (3, 4096), (2, 4100), (4, 196608), (2, 8199)]
+SHAPES = [
+    (1, 1),
+    (3, 2),
+    (5, 17),
+    (9, 128),
+    (64, 3072),
+    (3, 4096),
+    (2, 4100),
+    (4, 196608),
+    (2, 8199),
+    (160, 16500),
+]
 
 
 @pytest.mark.parametrize("network", [torch.float32, torch.bfloat16, torch.float16], ids=str)
