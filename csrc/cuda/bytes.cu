@@ -92,8 +92,7 @@ void run_bytes(const FieldCall& call) {
   else if (call.log_weights || score || N > kLongestSum) all_digits<WideGram>(call, gram, weights);
   else digits_as_needed(call, digits, gram, weights);
 
-  if (score) return finish_by_differences(call, weights);  // two sets of coefficients
-  if (!sums) return launch_weights<Coefficients::kWeights>(weights, call.stream);
+  if (score || !sums) return finish_by_differences(call, weights);  // two sets of coefficients, or none
   launch_weights<Coefficients::kPacked>(weights, call.stream);
   const int64_t parts = spread_splits(B, M, N);
   const SpreadCall spread{weights.charges, weights.packing, call.take<int64_t>(parts * B * N), B, M, N, parts};
