@@ -54,14 +54,14 @@ def modules() -> Iterator[ModuleType]:
 
 
 def kernels() -> set[str]:
-    """The names of all kernels that are launched: those that end in _kernel."""
+    """The names of all kernels that are launched: the functions that ask which program they are."""
     from triton.runtime.jit import JITFunction
 
     return {
         value.__name__
         for module in modules()
         for value in vars(module).values()
-        if isinstance(value, JITFunction) and value.__name__.endswith("_kernel")
+        if isinstance(value, JITFunction) and "tl.program_id(" in value.src
     }
 
 
@@ -85,6 +85,8 @@ def compiled(compilation: Any, arch: str) -> Any:
         {(names.index(name),): [["tt.divisibility", 16]] for name in compilation.divisible},
     )
     options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
+    if compilation.max_registers is not None and not amd:
+        options["maxnreg"] = compilation.max_registers
     return triton.compile(source, target=target, options=options)
 
 
