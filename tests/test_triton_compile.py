@@ -18,7 +18,10 @@ import pytest
 
 from tests.triton_aot import narrow_offsets
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
+]
 ROOT = Path(__file__).resolve().parent.parent
 
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
@@ -62,7 +65,6 @@ def reports(request: pytest.FixtureRequest, compiled) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("arch", SHARED)
 def test_every_kernel_compiles(compiled, arch: str) -> None:
     found, kernels = compiled
