@@ -20,8 +20,6 @@ LISTED = 64
 
 DIGIT_BLOCK, DIGIT_WARPS = 1024, 4
 PLANE_QUERIES, PLANE_CHARGES, PLANE_WARPS = 16, 128, 4
-TILES, LIST, LIST_BLOCK, ROW_WARPS = 8, 4, 256, 8
-"""The rows' kernels: tiles of charges at a time, listed charges at a time, elements at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,18 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """How the rows' kernels (weights, finish) go through a row."""
+
+    tiles: int = 8  # of charges at a time
+    listed: int = 4  # charges of a list at a time: most lists are short
+    block: int = 256  # elements at a time
+    warps: int = 8
+    registers: int = 168
+    """What a thread may have. Said because ptxas else spills a few, to fit more blocks than there are rows."""
+
+
+@dataclass(frozen=True)
 class Table:
     """Tiles of each product, the largest first."""
 
@@ -54,6 +64,7 @@ class Table:
     """How a product of float32 is split. bf16x6: three bfloat16 terms a side, the six products that reach 2⁻²⁴: as many
     tensor-core passes as tf32x3 at half their price, a bit more accurate, and known to NVIDIA and AMD. `ieee` runs on plain
     cores, at a fifth to a third of that rate."""
+    rows: Rows = Rows()
 
 
 def _tiles(columns: int, depth: int, stages: int, *rows_and_warps: tuple[int, int]) -> tuple[Tile, ...]:
@@ -94,6 +105,7 @@ INTERPRETER = Table(  # large enough to be quick there, small enough to have edg
     byte_spread=_tiles(128, 64, 1, (16, 4)),
     float_spread=_tiles(128, 64, 1, (16, 4)),
     precision="ieee",
+    rows=Rows(tiles=2, listed=32, block=512),
 )
 
 

@@ -101,7 +101,7 @@ def finish_kernel(
             )  # fmt: skip
 
 
-def launch_finish(call: Call, scratch: Scratch, partial: Tensor) -> None:
+def launch_finish(call: Call, scratch: Scratch, partial: Tensor, rows: configs.Rows) -> None:
     batch, _, dim = call.sizes
     divisor, offset, aug_dim = call.constants
     totals, doubts, reaches = scratch.numbers
@@ -136,8 +136,8 @@ def launch_finish(call: Call, scratch: Scratch, partial: Tensor) -> None:
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind
-        | {"LIST": configs.LIST, "BLOCK": configs.LIST_BLOCK, "SCAN": configs.TILES * configs.CHARGES},
-        configs.ROW_WARPS,
+        call.kind | {"LIST": rows.listed, "BLOCK": rows.block, "SCAN": rows.tiles * configs.CHARGES},
+        rows.warps,
         1,
+        max_registers=rows.registers,
     ).run()

@@ -180,7 +180,7 @@ def _launch(
         tile.warps,
         tile.stages,
         True,
-        tuple(
+        choices=tuple(
             Choice(tuple(constant.items()), tile.warps, tile.stages)
             for constant, tile in zip(constants, tiles, strict=True)
         ),

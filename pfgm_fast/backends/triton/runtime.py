@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -44,16 +44,13 @@ class Compilation:
 
     name: str
     kernel: Any  # what `jit` returned
-    signature: dict[
-        str, str
-    ]  # argument → "*fp32", "*u8", "i64", "fp32", ...; constexpr arguments: "constexpr"
+    signature: dict[str, str]  # argument → "*fp32", "*u8", "i64", "fp32", ...; of constexprs: "constexpr"
     constexprs: dict[str, object]
     num_warps: int
     num_stages: int
     tensor_cores: bool  # a product is meant to use them: the compiled code must hold such an instruction
-    divisible: tuple[str, ...] = field(
-        default=()
-    )  # arguments that are multiples of 16 (of 16 bytes: pointers)
+    divisible: tuple[str, ...] = ()  # arguments that are multiples of 16 (pointers: of 16 bytes)
+    max_registers: int | None = None  # of a thread: the launch option maxnreg of NVIDIA's compiler
 
 
 def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -121,9 +118,8 @@ class Launch:
     warps: int
     stages: int
     tensor_cores: bool = False
-    choices: tuple[
-        Choice, ...
-    ] = ()  # what PFGM_FAST_TRITON_TUNE=1 measures; constexprs of the same names give way
+    max_registers: int | None = None  # see Compilation
+    choices: tuple[Choice, ...] = ()  # what tuning measures; constexprs of the same names give way
 
     def compilation(self) -> Compilation:
         """As Triton specialises a launch with these arguments: None and 1 are constants, multiples of 16 are known; what the
@@ -144,7 +140,8 @@ class Launch:
                 signature[name] = declared or "fp32"
         signature |= dict.fromkeys(constants, "constexpr")
         return Compilation(
-            self.name, self.kernel, signature, constants, self.warps, self.stages, self.tensor_cores, tuple(divisible)
+            self.name, self.kernel, signature, constants, self.warps, self.stages, self.tensor_cores, tuple(divisible),
+            self.max_registers,
         )  # fmt: skip
 
     def run(self) -> None:
@@ -155,9 +152,10 @@ class Launch:
             fixed = {k: v for k, v in self.constexprs.items() if k not in dict(self.choices[0].constexprs)}
             _tuned(self.kernel, self.choices)[lambda meta: (self.grid(meta),)](**self.arguments, **fixed)
             return
-        self.kernel[(self.grid(self.constexprs),)](
-            **self.arguments, **self.constexprs, num_warps=self.warps, num_stages=self.stages
-        )
+        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        if self.max_registers is not None and not torch.version.hip:
+            options["maxnreg"] = self.max_registers
+        self.kernel[(self.grid(self.constexprs),)](**self.arguments, **self.constexprs, **options)
 
 
 _recorded: list[Compilation] | None = None

@@ -149,6 +149,8 @@ def launch_spread(call: Call, scratch: Scratch, table: configs.Table, processors
         tile.warps,
         tile.stages,
         True,
-        tuple(Choice(tuple(c.items()), t.warps, t.stages) for c, t in zip(constants, tiles, strict=True)),
+        choices=tuple(
+            Choice(tuple(c.items()), t.warps, t.stages) for c, t in zip(constants, tiles, strict=True)
+        ),
     ).run()
     return partial

@@ -248,7 +248,7 @@ def weight_kernel(
                     tl.store(gradient + row * N + k + columns, nan, inside)
 
 
-def launch_weights(call: Call, scratch: Scratch) -> None:
+def launch_weights(call: Call, scratch: Scratch, rows: configs.Rows) -> None:
     batch, count, dim = call.sizes
     divisor, offset, aug_dim = call.constants
     always = call.op in ("score", "second_moment")
@@ -292,8 +292,9 @@ def launch_weights(call: Call, scratch: Scratch) -> None:
             "aug_dim": aug_dim,
         },
         call.kind
-        | {"POWER": call.power, "CHARGES": configs.CHARGES, "TILES": configs.TILES}
-        | {"LIST": configs.LIST, "BLOCK": configs.LIST_BLOCK},
-        configs.ROW_WARPS,
+        | {"POWER": call.power, "CHARGES": configs.CHARGES, "TILES": rows.tiles}
+        | {"LIST": rows.listed, "BLOCK": rows.block},
+        rows.warps,
         1,
+        max_registers=rows.registers,
     ).run()
