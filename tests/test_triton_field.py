@@ -137,11 +137,12 @@ def test_field_step(name: str) -> None:
 
 @pytest.mark.parametrize("function", [pf.posterior_mean, pf.log_density, pf.score])
 def test_gradients(function) -> None:
-    case = CASES["D=128"]()
+    """Where weights are spread: where a query sees one charge, terms that cancel leave float32's rounding only."""
+    case = CASES["weights"]()
     results = []
     for backend, (x, r, charges) in (
         ("reference", _exact(case)),
-        ("triton", (case.x, case.r, pf.Charges(case.charges))),
+        ("triton", (case.x, case.r, pf.Charges(case.charges, case.weights))),
     ):
         x, r = x.clone().requires_grad_(), r.clone().requires_grad_()
         with pf.use_backend(backend):
@@ -150,9 +151,7 @@ def test_gradients(function) -> None:
             results.append(torch.autograd.grad((out * weight).sum(), (x, r)))
     for exact, got in zip(*results, strict=True):
         flat, flat_got = exact.view(len(exact), -1), got.double().view(len(exact), -1)
-        assert (
-            (flat_got - flat).norm(dim=1) <= 1e-4 * flat.norm(dim=1) + 1e-6 * flat.norm(dim=1).max()
-        ).all()
+        assert ((flat_got - flat).norm(dim=1) <= 1e-4 * flat.norm(dim=1) + 1e-6 * flat.norm()).all()
 
 
 @pytest.mark.parametrize("kind", ["plane", "floats", "bytes"])
@@ -238,17 +237,18 @@ def test_long_rows_of_bytes_are_summed_in_parts(monkeypatch) -> None:
 def test_large_batches_are_cut(monkeypatch) -> None:
     from pfgm_fast.backends.triton import field
 
-    x, y = torch.randn(150, 18), torch.randn(5, 18)
+    x, y = torch.randn(21, 18), torch.randn(5, 18)
     cut = []
     rows = field.Call.rows
     monkeypatch.setattr(field, "SCRATCH", 1)
+    monkeypatch.setattr(field, "LEAST_ROWS", 8)
     monkeypatch.setattr(field.Call, "rows", lambda call, part: cut.append(part) or rows(call, part))
     with pf.use_backend("triton"):
         got, _ = pf.poisson_field(x, 1.0, y)
     with pf.use_backend("reference"):
         expected, _ = pf.poisson_field(x.double(), 1.0, y.double())
-    assert [part.stop - part.start for part in cut] == [128, 128]
-    assert direction_error(got, expected, torch.ones(150)) <= TOLERANCE
+    assert [part.stop - part.start for part in cut] == [8, 8, 8]
+    assert direction_error(got, expected, torch.ones(21)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["bytes", "odd-sizes"])

@@ -30,7 +30,9 @@ from pfgm_fast.backends.triton.spread import launch_spread
 from pfgm_fast.backends.triton.weights import launch_weights
 
 SCRATCH = 1 << 30
-"""Bytes of pairs at a time, about: larger batches are served in blocks of rows."""
+"""Bytes of pairs at a time, about: larger batches are served in blocks of rows, each a multiple of LEAST_ROWS."""
+
+LEAST_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def serve(call: Call) -> None:
             launch_plane(call)
             return
         call = prepared(call)
-        rows = max(128, SCRATCH // (8 * count) // 128 * 128)
+        rows = max(1, SCRATCH // (8 * count * LEAST_ROWS)) * LEAST_ROWS
         for start in range(0, batch, rows):
             serve_rows(call.rows(slice(start, start + rows)), table, processors)
 
