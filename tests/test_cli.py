@@ -13,6 +13,7 @@ from PIL import Image
 
 from pfgm_fast.cli import COMMANDS, main, parser
 from pfgm_fast.cli.options import assignments, merged
+from pfgm_fast.methods import from_dict
 from pfgm_fast.presets import PRESETS
 
 TINY = [
@@ -78,6 +79,36 @@ def test_evaluate(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "energy_distance" in capsys.readouterr().out
 
 
+def test_evaluate_likelihood_and_inversion(run_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    common = ["evaluate", str(run_folder), "--count", "8", "--steps", "2", "--json", str(out)]
+    assert main([*common, "--likelihood", "3", "--probes", "2", "--invert", "2", "--tolerance", "1e-2"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["bits_per_dim_images"] == 3
+    assert 0 < figures["bits_per_dim"] < 100
+    assert figures["inversion_error"] <= figures["inversion_error_largest"] < 0.5
+    assert figures["inversion_evaluations"] > 12
+
+
+def test_conditional_run_from_the_command_line(tmp_path: Path) -> None:
+    run = str(tmp_path / "run")
+    sets = [
+        "--set",
+        "network.classes=10",
+        "--set",
+        "train.conditional=true",
+        "--set",
+        "train.snapshot_every=1",
+    ]
+    assert main(["train", "--out", run, *TINY, *sets]) == 0
+    common = ["sample", run, "--steps", "2", "--snapshot", "1", "--out", str(tmp_path / "x.npz")]
+    assert main([*common, "--count", "4", "--labels", "3,7"]) == 0
+    first = np.load(tmp_path / "x.npz")["images"]
+    assert first.shape == (4, 1, 8, 8)
+    assert main([*common, "--count", "2", "--interpolate", "5", "--temperature", "0.5", "--batch", "4"]) == 0
+    assert np.load(tmp_path / "x.npz")["images"].shape == (10, 1, 8, 8)
+
+
 def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--batch", "4", "--charges", "30", "--dim", "12", "--rounds", "1"]) == 0
     said = capsys.readouterr().out
@@ -106,7 +137,10 @@ def test_demo_in_short(tmp_path: Path) -> None:
         ),
         (["train", "--out", "{tmp}", "--device", "cuda:x"], "--device cuda:x"),
         (["sample", "{run}", "--out", "x.gif"], "--out must end in .png or .npz"),
-        (["sample", "{run}", "--label", "3"], "--label must be in"),
+        (["sample", "{run}", "--labels", "3"], "--labels must be in"),
+        (["sample", "{run}", "--interpolate", "1"], "--interpolate takes 2 images"),
+        (["sample", "{run}", "--temperature", "0"], "temperature must be"),
+        (["sample", "{run}", "--snapshot", "77"], "has no checkpoint of step 77; it has"),
     ],
 )
 def test_errors_are_one_line(
@@ -128,7 +162,37 @@ def test_settings_are_merged() -> None:
     }
 
 
-def test_presets_are_the_papers() -> None:
-    assert PRESETS["cifar10"].method["z_max"] == 40.0
-    assert PRESETS["cifar10"].network.multipliers == (1, 2, 2, 2)
-    assert {"digits", "mnist", "cifar10", "celeba64", "lsun256"} <= set(PRESETS)
+@pytest.mark.parametrize(
+    ("name", "method", "network", "train"),
+    [  # the released configurations of Newbeeer/Poisson_flow, configs/poisson and their defaults
+        ("cifar10", (291, 40, 3000, 5), (32, (1, 2, 2, 2), 4, 0.1), (1_300_000, 128, 2e-4)),
+        ("celeba64", (291, 60, 6000, 1), (64, (1, 2, 2, 2), 4, 0.1), (1_300_000, 128, 2e-4)),
+        ("lsun256", (356, 100, 30_000, 0.1), (256, (1, 1, 2, 2, 4, 4), 2, 0.0), (2_400_000, 32, 2e-5)),
+    ],
+)
+def test_presets_are_the_papers(name: str, method: tuple, network: tuple, train: tuple) -> None:
+    found = PRESETS[name]
+    pfgm = from_dict(found.method)
+    assert (pfgm.m_exp, pfgm.z_max, pfgm.upper_norm, pfgm.z_exp) == method
+    assert (pfgm.sigma, pfgm.tau, pfgm.gamma, pfgm.z_min, pfgm.near) == (0.01, 0.03, 5.0, 1e-3, 0.005)
+    net = found.network
+    assert (net.image_size, net.multipliers, net.blocks, net.dropout) == network
+    assert (net.channels, net.width, net.attention) == (3, 128, (16,))
+    assert (found.train.steps, found.train.batch, found.train.lr) == train
+    assert (found.train.warmup, found.train.clip, found.train.ema) == (5000, 1.0, (0.9999,))
+    assert found.train.flip
+    assert found.train.snapshot_every == 50_000
+
+
+def test_every_preset_has_a_network_that_runs() -> None:
+    import torch
+
+    from pfgm_fast.nn import DDPMpp
+
+    assert {"digits", "mnist", "cifar10", "celeba64", "lsun256"} == set(PRESETS)
+    for found in PRESETS.values():
+        net = found.network
+        with torch.device("meta"):
+            vx, vz = DDPMpp(net)(torch.empty(2, net.channels, net.image_size, net.image_size), torch.empty(2))
+        assert vx.shape == (2, net.channels, net.image_size, net.image_size)
+        assert vz.shape == (2,)

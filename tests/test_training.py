@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,10 +95,27 @@ def test_the_average_is_the_recursion_it_says(tmp_path: Path) -> None:
 
 
 def test_accumulation_gives_the_same_gradient(tmp_path: Path) -> None:
-    """Halves of a batch, summed: the loss of the same queries, were the noise the same; here its scale is compared."""
-    runs = [Trainer(_with(accumulate=a, batch=64), tmp_path / str(a)) for a in (1, 4)]
-    losses = [float(torch.stack([run._update()[0] for _ in range(5)]).mean()) for run in runs]
-    assert losses[0] == pytest.approx(losses[1], rel=0.25)
+    """With a loss that draws nothing, a batch in one part and in four gives the same gradient, to rounding."""
+    gradients = []
+    for parts in (1, 4):
+        trainer = Trainer(_with(accumulate=parts, batch=16, clip=0.0), tmp_path / str(parts))
+        for layer in trainer.net.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+        seen = []
+
+        def loss(net, images, index, charges, generator, labels=None, seen=seen):
+            seen.append(len(images))
+            vx, vz = net(images, torch.full((len(images),), 2.0))
+            return (vx - images).square().flatten(1).mean(1) + vz.square()
+
+        trainer.method = SimpleNamespace(loss=loss)  # type: ignore[assignment]
+        trainer.optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+        trainer._update()
+        assert seen == [16 // parts] * parts
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.net.parameters()]))
+    assert float(gradients[0].norm()) > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)
 
 
 def test_conditional_flipped_bfloat16_and_few_charges(tmp_path: Path) -> None:
@@ -143,6 +163,162 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
         reached = saved.step
     resumed = Trainer(_with(steps=reached + 2, checkpoint_every=1), tmp_path)
     assert resumed.step == reached
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums in the order of the process that was killed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = Trainer(SMALL, tmp_path_factory.mktemp("whole"))
+    with one_thread():
+        trainer.run(progress=False)
+    return trainer
+
+
+MOMENTS = {
+    "half of the tensors are written": "save_file",
+    "tensors are there, their description is not": "write_beside",
+    "a description is half written": "os.fsync",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", MOMENTS.values(), ids=MOMENTS.keys())
+def test_killed_while_a_checkpoint_is_written(tmp_path: Path, never_stopped: Trainer, where: str) -> None:
+    """The process stops for good inside the write of its third checkpoint and is killed there; the second one is whole, and the run
+    goes on from it to the very numbers of a run that was never stopped."""
+    script = f"""
+import os, pathlib, sys, time
+from tests.test_training import SMALL
+from pfgm_fast.training import Trainer, checkpoint, files
+import torch; torch.set_num_threads(1)
+calls = []
+def hang(path):
+    pathlib.Path(sys.argv[1], "inside").touch()
+    time.sleep(600)
+def save_file(tensors, path, real=checkpoint.save_file):
+    calls.append(path)
+    if len(calls) == 3:
+        real(tensors, path)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        hang(path)
+    real(tensors, path)
+def write_beside(path, content, real=checkpoint.write_beside):
+    calls.append(path)
+    hang(path) if len(calls) == 3 else real(path, content)
+def fsync(descriptor, real=os.fsync):
+    name = os.readlink(f"/proc/self/fd/{{descriptor}}")
+    if "step-0000012.json" in name:
+        os.truncate(name, 20)
+        hang(name)
+    real(descriptor)
+where = {where!r}
+if where == "os.fsync":
+    files.os.fsync = fsync
+else:
+    setattr(checkpoint, where, locals()[where])
+Trainer(SMALL, sys.argv[1]).run(progress=False)
+"""
+    run = tmp_path / "run"
+    run.mkdir()
+    root = Path(__file__).resolve().parent.parent
+    process = subprocess.Popen([sys.executable, "-c", script, str(run)], cwd=root)
+    deadline = time.monotonic() + 120
+    while not (run / "inside").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    resumed = Trainer(SMALL, run)
+    assert resumed.step == 8
+    with one_thread():
+        resumed.run(progress=False)
+    assert torch.equal(_weights(resumed), _weights(never_stopped))
+    assert _losses(run) == _losses(never_stopped.folder)
+
+
+def test_snapshots_stay_beyond_the_newest(tmp_path: Path) -> None:
+    Trainer(_with(checkpoint_every=4, snapshot_every=3, keep=1), tmp_path).run(progress=False)
+    assert [checkpoints.step_of(p) for p in checkpoints.available(tmp_path)] == [3, 6, 9, 12]
+    nets = [load_network(tmp_path, None, step=step)[0] for step in (3, 12, None)]
+    heads = [next(net.parameters()) for net in nets]
+    assert not torch.equal(heads[0], heads[1])
+    assert torch.equal(heads[1], heads[2])
+    with pytest.raises(CheckpointError, match="no checkpoint of step 4; it has 3, 6, 9, 12"):
+        load_network(tmp_path, step=4)
+
+
+def test_the_data_set_stays_in_bytes(tmp_path: Path) -> None:
+    trainer = Trainer(_with(flip=True), tmp_path)
+    assert trainer.charges.dtype == torch.uint8
+    assert trainer.charges.data.numel() == 2 * 1797 * 64
+    mirrored = trainer.charges.data[1797:]
+    assert torch.equal(mirrored, trainer.charges.data[:1797].flip(3))
+
+
+def test_channels_last_changes_the_layout_alone(tmp_path: Path) -> None:
+    losses = []
+    for last in (True, False):
+        trainer = Trainer(_with(channels_last=last, steps=3), tmp_path / str(last))
+        kernel = trainer.net.stem.weight
+        assert kernel.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        trainer.run(progress=False)
+        losses.append([float(x) for x in _losses(tmp_path / str(last))])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_compiled_training_follows_the_eager_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile of the network, in one graph: the losses of the first updates agree, and the checkpoint is an ordinary one.
+    Without Inductor, whose C++ for a CPU takes minutes to build."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda net: compile_(net, backend="aot_eager", fullgraph=True))
+    runs = []
+    for compiled in (False, True):
+        config = dataclasses.replace(
+            _with(compile=compiled, steps=3, checkpoint_every=10),
+            network=dataclasses.replace(SMALL.network, dropout=0.0),
+        )
+        Trainer(config, tmp_path / str(compiled)).run(progress=False)
+        runs.append([float(x) for x in _losses(tmp_path / str(compiled))])
+    assert runs[0] == pytest.approx(runs[1], rel=1e-3)
+    load_network(tmp_path / "True")
+
+
+def test_tensorboard_gets_metrics_and_grids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a writer in TensorBoard's place, which need not be installed; without either, one clear message."""
+    written: dict[str, list] = {}
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            written["folder"] = [folder]
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.setdefault(name, []).append((step, value))
+
+        def add_image(self, name: str, grid, step: int, dataformats: str) -> None:
+            written.setdefault(name, []).append((step, grid.shape, dataformats))
+
+        def close(self) -> None:
+            written["closed"] = [True]
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    Trainer(_with(steps=2, sample_every=2, tensorboard=True), tmp_path / "a").run(progress=False)
+    assert written["folder"] == [str(tmp_path / "a" / "tensorboard")]
+    assert [step for step, _ in written["loss"]] == [1, 2]
+    assert written["samples"][0][2] == "HWC"
+    assert written["closed"]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ArgumentError, match="needs the package tensorboard"):
+        Trainer(_with(steps=2, tensorboard=True), tmp_path / "b").run(progress=False)
 
 
 def test_sigterm_checkpoints(tmp_path: Path) -> None:

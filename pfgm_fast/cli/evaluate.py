@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pfgm_fast.cli.options import add_device, add_sampling
+from pfgm_fast.cli.options import add_device, add_sampling, device, positive
+from pfgm_fast.cli.sample import draw, trained
 
 
 def add(commands: Any) -> None:
@@ -22,10 +23,25 @@ def add(commands: Any) -> None:
     )
     command.add_argument("run_folder", type=Path, metavar="run", help="the folder of `pfgm-fast train`")
     command.add_argument("--data", help="other data than the run's, such as a test set")
+    command.add_argument(
+        "--likelihood", type=positive, metavar="N", help="bits per dimension of N images of the data"
+    )
+    command.add_argument(
+        "--probes", type=positive, default=1, help="of the divergence's estimate (default 1)"
+    )
+    command.add_argument(
+        "--invert", type=positive, metavar="N", help="error of data → prior → data for N images of the data"
+    )
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        help="rtol and atol of the adaptive solver of --likelihood and --invert (default 1e-4)",
+    )
     command.add_argument("--json", type=Path, help="write the figures there too")
     add_sampling(command, 512)
     add_device(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, labels=None, temperature=1.0, interpolate=None)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -34,7 +50,6 @@ def run(options: argparse.Namespace) -> None:
     import torch
 
     from pfgm_fast import data
-    from pfgm_fast.cli.sample import draw
     from pfgm_fast.metrics import (
         energy_distance,
         frechet_distance,
@@ -68,7 +83,72 @@ def run(options: argparse.Namespace) -> None:
     if options.inception:
         drawn, data_pixels = (torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real))
         figures |= inception_metrics(drawn, data_pixels, options.inception)
+    if options.likelihood:
+        figures |= likelihood_figures(options, found)
+    if options.invert:
+        figures |= inversion_figures(options, found)
     for name, value in figures.items():
         print(f"{name:<24} {value:.4g}" if isinstance(value, float) else f"{name:<24} {value}")
     if options.json:
         write_beside(options.json, json.dumps(figures, indent=2).encode())
+
+
+def some_images(options: argparse.Namespace, images: Any, count: int) -> tuple[Any, Any]:
+    """`count` images (count, C, H, W) uint8 drawn by --seed, or all of fewer; their labels where the run is conditional."""
+    import torch
+
+    generator = torch.Generator().manual_seed(options.seed)
+    rows = torch.randperm(len(images), generator=generator)[:count]
+    _, _, config = trained(options)
+    labels = images.labels[rows].to(device(options)) if config.train.conditional else None
+    return images.images[rows].to(device(options)), labels
+
+
+def likelihood_figures(options: argparse.Namespace, images: Any) -> dict[str, Any]:
+    """Bits per dimension of N images, their standard error, and the evaluations of the network that they took."""
+    import torch
+
+    from pfgm_fast.likelihood import bits_per_dim
+
+    net, method, _ = trained(options)
+    pixels, labels = some_images(options, images, options.likelihood)
+    generator = torch.Generator(device(options)).manual_seed(options.seed)
+    bits, evaluations = [], 0
+    for first in range(0, len(pixels), options.batch):
+        part = slice(first, first + options.batch)
+        found = bits_per_dim(
+            net,
+            pixels[part],
+            method,
+            probes=options.probes,
+            labels=None if labels is None else labels[part],
+            generator=generator,
+            rtol=options.tolerance,
+            atol=options.tolerance,
+            progress=True,
+        )
+        bits.append(found.bits)
+        evaluations = max(evaluations, found.nfe)
+    every = torch.cat(bits)
+    return {
+        "bits_per_dim": float(every.mean()),
+        "bits_per_dim_standard_error": float(every.std(correction=0)) / len(every) ** 0.5,
+        "bits_per_dim_images": len(every),
+        "bits_per_dim_evaluations": evaluations,
+    }
+
+
+def inversion_figures(options: argparse.Namespace, images: Any) -> dict[str, Any]:
+    """Root mean square and largest error of an image after data → prior → data, values in [−1, 1], and the evaluations."""
+    from pfgm_fast.charges import Charges
+    from pfgm_fast.latents import round_trip
+
+    net, method, _ = trained(options)
+    pixels, labels = some_images(options, images, options.invert)
+    values, tolerance = Charges(pixels).values(), options.tolerance
+    found = round_trip(net, values, method, labels=labels, rtol=tolerance, atol=tolerance)
+    return {
+        "inversion_error": float(found.error.square().mean().sqrt()),
+        "inversion_error_largest": float(found.error.max()),
+        "inversion_evaluations": found.nfe,
+    }

@@ -28,6 +28,9 @@ def add_sampling(command: argparse.ArgumentParser, count: int, steps: int = 100)
     command.add_argument(
         "--ema", type=int, default=0, help="which average of the weights; -1: the weights themselves"
     )
+    command.add_argument(
+        "--snapshot", type=positive, metavar="STEP", help="the checkpoint of this step (default: the newest)"
+    )
     command.add_argument("--seed", type=int, default=0, help="of the draws from the prior (default 0)")
 
 

@@ -61,12 +61,14 @@ def _digest(path: Path) -> str:
         return (
             hashlib.file_digest(file, "sha256").hexdigest()
             if hasattr(hashlib, "file_digest")
-            else (hashlib.sha256(file.read()).hexdigest())
+            else hashlib.sha256(file.read()).hexdigest()
         )
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`. Returns the path of its tensors.
+def save(run: Path, checkpoint: Checkpoint, keep: int, snapshot_every: int = 0) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` and the snapshots. Returns the path of its tensors.
+
+    snapshot_every: checkpoints of its multiples are snapshots, which stay for good; 0: there are none.
 
     Raises: CheckpointError where it cannot be written (a full disk); the older checkpoints are then all still there.
     """
@@ -82,9 +84,16 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "earlier checkpoints are untouched"
         ) from error
     for old in available(run)[:-keep]:
+        if snapshot_every and step_of(old) % snapshot_every == 0:
+            continue
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
     return path
+
+
+def step_of(path: Path) -> int:
+    """The step in the name of a checkpoint's file."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def available(run: Path) -> list[Path]:
@@ -135,16 +144,16 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def load_network(
-    run: str | Path, ema: int | None = 0, device: torch.device | str = "cpu"
+    run: str | Path, ema: int | None = 0, device: torch.device | str = "cpu", step: int | None = None
 ) -> tuple[DDPMpp, Method, RunConfig]:
-    """The network of a run's newest checkpoint, in evaluation mode, its method and its config.
+    """The network of a run's checkpoint, in evaluation mode, its method and its config.
 
-    ema: which of the averages (in the order of TrainConfig.ema); None: the trained weights themselves.
+    step: of the checkpoint, such as a snapshot's; None: the newest. ema: which of the averages (in the order of TrainConfig.ema); None: the trained weights themselves.
     Raises: CheckpointError where the run or its checkpoint is not readable, or does not fit its config.
     """
     run = Path(run)
     config = RunConfig.load(run)
-    checkpoint = latest(run)
+    checkpoint = latest(run) if step is None else load(_of_step(run, step))
     if checkpoint is None:
         raise CheckpointError(f"{run} has no checkpoint yet (none in {folder_of(run)})")
     if ema is not None and not 0 <= ema < len(config.train.ema):
@@ -154,6 +163,15 @@ def load_network(
     load_weights(net, weights, str(run))
     assert config.method is not None
     return net.to(device).eval(), method_from_dict(config.method), config
+
+
+def _of_step(run: Path, step: int) -> Path:
+    paths = {step_of(path): path for path in available(run)}
+    if step not in paths:
+        raise CheckpointError(
+            f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, paths)) or 'none'}"
+        )
+    return paths[step]
 
 
 def load_weights(net: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -28,10 +28,11 @@ class TrainConfig:
     warm up as (1 + n)/(10 + n). precision: of the network under autocast. flip: the mirror images are data too.
     conditional: labels go into the network, and a query sees the charges of its class. field_charges: charges drawn for each
     update, beside the batch's own; None: the whole data set, always.
-    log_every, sample_every, checkpoint_every: in updates, 0 turns the first two off. keep: checkpoints that stay.
+    log_every, sample_every, checkpoint_every: in updates, 0 turns the first two off. keep: the newest checkpoints stay;
+    snapshot_every: those of its multiples stay for good, beside them (0: none). tensorboard: metrics and grids go there too.
     """
 
-    steps: int = 800_000
+    steps: int = 1_300_000
     batch: int = 128
     lr: float = 2e-4
     warmup: int = 5000
@@ -50,13 +51,14 @@ class TrainConfig:
     sample_every: int = 5000
     checkpoint_every: int = 5000
     keep: int = 2
+    snapshot_every: int = 0
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ema", tuple(self.ema))
         for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep"):
             _integer(name, getattr(self, name), 1)
-        for name in ("warmup", "log_every", "sample_every", "seed"):
+        for name in ("warmup", "log_every", "sample_every", "snapshot_every", "seed"):
             _integer(name, getattr(self, name), 0)
         if self.field_charges is not None:
             _integer("field_charges", self.field_charges, 1)

@@ -113,7 +113,8 @@ class Trainer:
                     log.seconds, done, losses = seconds, self._step, []
                 if train.sample_every and self._step % train.sample_every == 0:
                     self._sample_grid(log)
-                if self._step % train.checkpoint_every == 0 and self._step < until:
+                due = self._step % train.checkpoint_every == 0 or self._is_snapshot()
+                if due and self._step < until:
                     self.save()
         self.save()
         log.close()
@@ -136,7 +137,11 @@ class Trainer:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         saved = Checkpoint(self._step, tensors, {"torch": torch.__version__, "images": self._seen()})
-        return checkpoints.save(self.folder, saved, self.config.train.keep)
+        return checkpoints.save(self.folder, saved, self.config.train.keep, self.config.train.snapshot_every)
+
+    def _is_snapshot(self) -> bool:
+        every = self.config.train.snapshot_every
+        return every > 0 and self._step % every == 0
 
     def _seen(self) -> int:
         return self._step * self.config.train.batch
@@ -270,7 +275,7 @@ def _same_run(folder: Path, config: RunConfig) -> None:
     """A folder's checkpoint belongs to its config; only how long to go on and what to report may change."""
     if not checkpoints.available(folder):
         return
-    free = {"steps", "log_every", "sample_every", "checkpoint_every", "keep", "tensorboard"}
+    free = {"steps", "log_every", "sample_every", "checkpoint_every", "keep", "snapshot_every", "tensorboard"}
 
     def essential(run: RunConfig) -> dict[str, Any]:
         values = run.to_dict()
