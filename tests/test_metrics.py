@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 
 from pfgm_fast.errors import CheckpointError, DataError
@@ -80,7 +83,7 @@ def test_precision_and_recall_tell_quality_from_variety() -> None:
 
 def test_the_classifier_learns_is_cached_and_tells_noise_from_digits(tmp_path) -> None:
     from pfgm_fast.data import load
-    from pfgm_fast.metrics.features import accuracy, cached_classifier, features_of
+    from pfgm_fast.metrics.features import accuracy, cached_classifier, cached_features, features_of
 
     digits, held_out = load("digits").split(1400)
     net = cached_classifier(digits, tmp_path, epochs=6)
@@ -91,9 +94,57 @@ def test_the_classifier_learns_is_cached_and_tells_noise_from_digits(tmp_path) -
     real = features_of(net, digits.charges().values())
     noisy = features_of(net, (values + 0.5 * torch.randn_like(values)).clamp(-1, 1))
     assert frechet_distance(noisy, real) > 4 * frechet_distance(features_of(net, values), real)
+    kept = cached_features(net, digits, tmp_path)
+    assert torch.equal(kept, real)
     next(tmp_path.glob("classifier-*")).write_bytes(b"not a file of tensors")
-    with pytest.raises(CheckpointError, match="is not the classifier that was expected"):
+    with pytest.raises(CheckpointError, match="is not what was cached there"):
         cached_classifier(digits, tmp_path, epochs=6)
+
+
+def test_statistics_are_computed_once_for_a_set_and_a_network(tmp_path, monkeypatch) -> None:
+    from pfgm_fast.data import load
+    from pfgm_fast.metrics import features
+
+    digits = load("digits").select(torch.arange(40))
+    torch.manual_seed(0)
+    first, second = (features.Classifier(1, 10).eval() for _ in range(2))
+    made = features.cached_features(first, digits, tmp_path)
+    monkeypatch.setattr(features, "features_of", lambda *_: torch.zeros(40, features.FEATURES))
+    assert torch.equal(features.cached_features(first, digits, tmp_path), made)
+    assert float(features.cached_features(second, digits, tmp_path).abs().max()) == 0  # another network
+    other = digits.select(torch.arange(39, -1, -1))
+    assert float(features.cached_features(first, other, tmp_path).abs().max()) == 0  # another set
+    for place in tmp_path.glob(f"features-{features.digest(digits.images)}-*"):
+        save_file({"features": torch.zeros(3, 2)}, place)
+    with pytest.raises(CheckpointError, match="is not the features that were expected"):
+        features.cached_features(first, digits, tmp_path)
+
+
+def test_inception_is_asked_with_local_weights_and_a_cache(tmp_path, monkeypatch) -> None:
+    """With a stand-in for torch-fidelity that notes its arguments: the weights' path, bytes of images, a name for the data."""
+    asked: list[dict] = []
+
+    def calculate_metrics(**arguments):
+        asked.append(arguments)
+        return {"frechet_inception_distance": 3.0, "inception_score_mean": 2.0}
+
+    monkeypatch.setitem(sys.modules, "torch_fidelity", SimpleNamespace(calculate_metrics=calculate_metrics))
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    with pytest.raises(DataError, match="no Inception weights at"):
+        inception_metrics(images, images, tmp_path / "none.pth")
+    weights = tmp_path / "weights.pth"
+    weights.touch()
+    found = inception_metrics(images, images, weights, tmp_path / "cache")
+    assert found == {"fid": 3.0, "inception_score": 2.0}
+    inception_metrics(images, images.flip(0), weights, tmp_path / "cache")
+    inception_metrics(images, images, weights)
+    assert asked[0]["feature_extractor_weights_path"] == str(weights)
+    assert asked[0]["cache_root"] == str(tmp_path / "cache")
+    assert asked[0]["input2_cache_name"] != asked[1]["input2_cache_name"]
+    assert "input2_cache_name" not in asked[2]
+    assert torch.equal(asked[0]["input1"][2], images[2])
+    with pytest.raises(DataError, match="Inception takes"):
+        inception_metrics(images[:, :1], images, weights)
 
 
 def test_inception_says_what_is_missing(tmp_path) -> None:

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
         precision_recall,
         sliced_wasserstein,
     )
-    from pfgm_fast.metrics.features import cached_classifier, features_of
+    from pfgm_fast.metrics.features import cached_classifier, cached_features, features_of
     from pfgm_fast.plots import to_bytes
     from pfgm_fast.training.files import write_beside
 
@@ -77,12 +77,13 @@ def run(options: argparse.Namespace) -> None:
     }
     if found.labels is not None:
         net = cached_classifier(found, options.run_folder / "cache")
-        features, data_features = features_of(net, images.clamp(-1, 1)), features_of(net, real)
+        features = features_of(net, images.clamp(-1, 1))
+        data_features = cached_features(net, found, options.run_folder / "cache")
         figures["frechet_classifier"] = frechet_distance(features, data_features)
         figures["precision"], figures["recall"] = precision_recall(features, data_features)
     if options.inception:
         drawn, data_pixels = (torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real))
-        figures |= inception_metrics(drawn, data_pixels, options.inception)
+        figures |= inception_metrics(drawn, data_pixels, options.inception, options.run_folder / "cache")
     if options.likelihood:
         figures |= likelihood_figures(options, found)
     if options.invert:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -66,27 +67,57 @@ def cached_classifier(images: ImageSet, cache: Path, epochs: int = 3) -> Classif
 
     Raises: DataError without labels, CheckpointError where the cached file is not one of ours.
     """
+    if images.labels is None:
+        raise DataError(f"{images.name} has no labels: the feature network is a classifier of them")
+    path = cache / f"classifier-{digest(images.images, images.labels)}-{epochs}.safetensors"
+    weights = _cached(path, lambda: train_classifier(images, epochs).state_dict())
+    net = Classifier(images.shape[0], int(images.labels.max()) + 1)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path} is not the classifier that was expected; remove it ({error})"
+        ) from error
+    return net.eval()
+
+
+def cached_features(net: Classifier, images: ImageSet, cache: Path) -> Tensor:
+    """(M, FEATURES) of a data set in this very network, what Fréchet distance, precision and recall need of it: read from `cache`,
+    or computed and written there. Raises: CheckpointError where the cached file is not one of ours.
+    """
+    path = cache / f"features-{digest(images.images)}-{digest(*net.state_dict().values())}.safetensors"
+    found = _cached(path, lambda: {"features": features_of(net, images.charges().values())}).get("features")
+    if found is None or found.shape != (len(images), FEATURES):
+        raise CheckpointError(
+            f"{path} is not the features that were expected; remove it to compute them anew"
+        )
+    return found
+
+
+def digest(*tensors: Tensor) -> str:
+    """Sixteen hexadecimal digits that name these very values."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(str(tuple(tensor.shape)).encode())
+        sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _cached(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors in a file, which is written first where it is not there."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    if images.labels is None:
-        raise DataError(f"{images.name} has no labels: the feature network is a classifier of them")
-    digest = hashlib.sha256(images.images.numpy().tobytes() + images.labels.numpy().tobytes()).hexdigest()[
-        :16
-    ]
-    path = cache / f"classifier-{digest}-{epochs}.safetensors"
     if not path.exists():
-        trained = train_classifier(images, epochs)
+        made = make()
         with beside(path) as partial:
-            save_file({k: v.contiguous() for k, v in trained.state_dict().items()}, partial)
-    net = Classifier(images.shape[0], int(images.labels.max()) + 1)
+            save_file({name: value.contiguous() for name, value in made.items()}, partial)
     try:
-        net.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError) as error:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{path} is not the classifier that was expected; remove it to train anew ({error})"
+            f"{path} is not what was cached there; remove it to make it anew ({error})"
         ) from error
-    return net.eval()
 
 
 @torch.no_grad()

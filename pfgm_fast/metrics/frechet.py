@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, DataError
+from pfgm_fast.metrics.features import digest
 
 
 def _pair(samples: Tensor, data: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -62,10 +63,15 @@ def _covered(points: Tensor, by: Tensor, neighbors: int) -> float:
     return float(torch.cat(inside).float().mean())
 
 
-def inception_metrics(samples: Tensor, data: Tensor, weights: str | Path | None) -> dict[str, float]:
-    """FID and Inception score through torch-fidelity, with its Inception weights from a local file.
+def inception_metrics(
+    samples: Tensor,  # (n, 3, H, W) uint8
+    data: Tensor,  # (m, 3, H, W) uint8
+    weights: str | Path | None,
+    cache: str | Path | None = None,
+) -> dict[str, float]:
+    """FID and Inception score ("fid", "inception_score") through torch-fidelity, with its Inception weights from a local file.
 
-    samples, data: (n, 3, H, W) uint8. Raises: DataError naming what is missing: the package, or the weights.
+    cache: a folder for the data's statistics, which are then computed once. Raises: DataError naming what is missing: the package, or the weights.
     """
     try:
         import torch_fidelity
@@ -79,6 +85,9 @@ def inception_metrics(samples: Tensor, data: Tensor, weights: str | Path | None)
             f"no Inception weights at {weights}: give the path of pt_inception-2015-12-05-6726825d.pth "
             "(torch-fidelity names its address)"
         )
+    kept = (
+        {} if cache is None else {"cache_root": str(cache), "input2_cache_name": f"inception-{digest(data)}"}
+    )
     found = torch_fidelity.calculate_metrics(
         input1=_Bytes(samples),
         input2=_Bytes(data),
@@ -87,6 +96,7 @@ def inception_metrics(samples: Tensor, data: Tensor, weights: str | Path | None)
         verbose=False,
         cuda=torch.cuda.is_available(),
         feature_extractor_weights_path=str(weights),
+        **kept,
     )
     return {"fid": found["frechet_inception_distance"], "inception_score": found["inception_score_mean"]}
 
