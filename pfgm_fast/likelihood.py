@@ -105,6 +105,7 @@ class BitsPerDim:
 
     @property
     def mean(self) -> float:
+        """Bits per dimension of the set."""
         return float(self.bits.mean())
 
 

@@ -26,13 +26,21 @@ class Flow(Protocol):
     fused steps that go with it.
     """
 
-    def evaluate(self, x: Tensor, t: float) -> Any: ...
+    def evaluate(self, x: Tensor, t: float) -> Any:
+        """What the network says at x (B, *shape) and t; rows belong to rows of x."""
+        ...
 
-    def derivative(self, x: Tensor, value: Any, t: float) -> Tensor: ...
+    def derivative(self, x: Tensor, value: Any, t: float) -> Tensor:
+        """dx/dt (B, *shape) of a value that was evaluated at (x, t); differentiable in x through the value."""
+        ...
 
-    def euler(self, x: Tensor, value: Any, t: float, t_next: float) -> Tensor: ...
+    def euler(self, x: Tensor, value: Any, t: float, t_next: float) -> Tensor:
+        """x + (t' − t) dx/dt (B, *shape); t' may lie on either side of t."""
+        ...
 
-    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor: ...
+    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
+        """x + (t' − t)/2 (dx/dt + dx/dt' ) (B, *shape), value_next evaluated at Euler's prediction for t'."""
+        ...
 
     def grid(self, steps: int) -> list[float]:
         """steps + 1 times from the prior to the data."""
@@ -74,15 +82,25 @@ class Method(Protocol):
         charges: Charges,
         generator: torch.Generator | None,
         labels: Tensor | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Training loss of each of images (B, *shape), the charges at index (B,): (B,), differentiable in the network's parameters."""
+        ...
 
-    def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor: ...
+    def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
+        """Draws (B, *shape) of the distribution where the flow begins; `where`: device, dtype, generator."""
+        ...
 
-    def prior_log_density(self, x: Tensor) -> Tensor: ...
+    def prior_log_density(self, x: Tensor) -> Tensor:
+        """Its log density at x (B, *shape), in nats (B,), float64, normalised over R^N."""
+        ...
 
-    def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow: ...
+    def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
+        """The ODE from the prior to the data of a network, or of the exact field of Charges (an `ExactFlow`); labels (B,)."""
+        ...
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as JSON can hold them; `methods.from_dict` is the inverse."""
+        ...
 
 
 class Hyperparameters:
@@ -91,6 +109,7 @@ class Hyperparameters:
     name: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as JSON can hold them."""
         return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
 
 
@@ -145,6 +164,7 @@ class FieldFlow(LogTime):
         return x + 0.5 * (t_next - t) * (value / t + value_next / t_next)
 
     def divergence(self, x: Tensor, t: float) -> Tensor:
+        """div (x − m)/r (B,), exact, as weighted sums over the charges."""
         from pfgm_fast.field import field_divergence
 
         return field_divergence(x, t, self.charges, self.aug_dim, labels=self.labels) / t
@@ -182,6 +202,7 @@ def per_image(value: Tensor, like: Tensor) -> Tensor:
 
 
 def randn(*shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal draws of a shape, on the device and in the dtype of `like`."""
     return torch.randn(*shape, device=like.device, dtype=like.dtype, generator=generator)
 
 

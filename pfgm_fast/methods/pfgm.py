@@ -72,6 +72,7 @@ class PFGM(Hyperparameters):
 
     @staticmethod
     def m_exp_rule(mean_square: float, dim: int, sigma: float, tau: float) -> int:
+        """M_exp of a mean ‖y‖² and N. Raises: ArgumentError where the data do not stand out of the noise."""
         ratio = mean_square / (2 * math.sqrt(dim) * sigma**2)
         if ratio <= 1:
             raise ArgumentError(

@@ -1,4 +1,7 @@
-"""Distances between two sets of points, without any network: (n, *shape) and (m, *shape), values of images in [−1, 1]."""
+"""Distances between two sets of points, without any network: (n, *shape) and (m, *shape), values of images in [−1, 1].
+
+Sets that are empty or of different shapes raise ArgumentError.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,7 @@ class Neighbors(NamedTuple):
 
 
 def nearest_neighbors(samples: Tensor, data: Tensor) -> Neighbors:
+    """The nearest of data (m, *shape) to each of samples (n, *shape), Euclidean: the check for memorised data."""
     a, b = _flat(samples, data)
     found = [torch.cdist(p, b, compute_mode="donot_use_mm_for_euclid_dist").min(1) for p in a.split(_BLOCK)]
     distance, index = torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
@@ -70,7 +74,7 @@ def nearest_neighbors(samples: Tensor, data: Tensor) -> Neighbors:
 def sliced_wasserstein(
     samples: Tensor, data: Tensor, directions: int = 256, generator: torch.Generator | None = None
 ) -> float:
-    """Mean over random unit directions of the one-dimensional Wasserstein-1 distance (Rabin et al. 2011)."""
+    """Mean over random unit directions of the one-dimensional Wasserstein-1 distance (Rabin et al. 2011), ≥ 0."""
     a, b = _flat(samples, data)
     lines = torch.randn(a.shape[1], directions, generator=generator, device=a.device)
     lines = lines / lines.norm(dim=0)

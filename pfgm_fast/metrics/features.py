@@ -35,6 +35,7 @@ class Classifier(nn.Module):
         return F.relu(self.body(images))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes)."""
         return self.head(self.features(images))
 
 

@@ -64,6 +64,7 @@ class UNetConfig:
         return [(self.width * m, self.image_size >> i) for i, m in enumerate(self.multipliers)]
 
     def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON can hold them; UNetConfig(**values) is the inverse."""
         return asdict(self)
 
 
@@ -132,6 +133,10 @@ class DDPMpp(nn.Module):
         z: Tensor,  # (B,)
         labels: Tensor | None = None,  # (B,)
     ) -> tuple[Tensor, Tensor]:
+        """v_x (B, C, H, W), v_z (B,), in the dtype of the last layer (bfloat16 under autocast).
+
+        Raises: ArgumentError for images of another shape, or labels where the network has no classes.
+        """
         expected = (self.config.channels, self.config.image_size, self.config.image_size)
         if tuple(x.shape[1:]) != expected:
             raise ArgumentError(

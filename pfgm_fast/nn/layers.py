@@ -22,6 +22,7 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
 
 
 def conv(channels: int, out: int, kernel: int, scale: float = 1.0) -> nn.Conv2d:
+    """A convolution that keeps the size, (B, channels, H, W) → (B, out, H, W), of variance `scale` and bias 0."""
     layer = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
     variance_scaling_(layer.weight, scale)
     nn.init.constant_(layer.get_parameter("bias"), 0.0)
@@ -29,6 +30,7 @@ def conv(channels: int, out: int, kernel: int, scale: float = 1.0) -> nn.Conv2d:
 
 
 def linear(features: int, out: int) -> nn.Linear:
+    """(B, features) → (B, out), of variance 1 and bias 0."""
     layer = nn.Linear(features, out)
     variance_scaling_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -78,6 +80,7 @@ class ResidualBlock(nn.Module):
         return F.avg_pool2d(h, 2) if self.resample == "down" else h
 
     def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
+        """x (B, channels, H, W), activated_embedding (B, embedding) → (B, out, H', W')."""
         h = self.conv_in(self._resampled(F.silu(self.norm_in(x))))
         h = h + self.embed(activated_embedding)[:, :, None, None]
         h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))

@@ -49,6 +49,7 @@ class Checkpoint:
 
 
 def folder_of(run: Path) -> Path:
+    """Where a run's checkpoints are."""
     return run / "checkpoints"
 
 

@@ -97,6 +97,7 @@ class RunConfig:
             method_from_dict(self.method)  # refuses what no method knows
 
     def to_dict(self) -> dict[str, Any]:
+        """What config.json holds; `from_dict` is the inverse."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
@@ -110,6 +111,7 @@ class RunConfig:
         return known(cls, values, "run")
 
     def save(self, folder: Path) -> None:
+        """Write config.json into a run's folder, whole or not at all."""
         write_beside(folder / "config.json", json.dumps(self.to_dict(), indent=2).encode())
 
     @classmethod
@@ -133,6 +135,7 @@ class RunConfig:
 
 
 def known(kind: type[T], values: dict[str, Any], what: str) -> T:
+    """A dataclass from its fields. Raises: ArgumentError naming the first field that it does not have."""
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:

@@ -23,5 +23,6 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def write_beside(path: Path, content: bytes) -> None:
+    """A file of this content, whole or not there. Raises: OSError as the disk gives it."""
     with beside(path) as partial:
         partial.write_bytes(content)

@@ -24,6 +24,7 @@ class MetricsLog:
         self._board = _board(run) if tensorboard else None
 
     def add(self, row: dict[str, Any]) -> None:
+        """A row: a value for each of `columns`."""
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerow([_short(row[c]) for c in self.columns])
         if self._board is not None:
@@ -36,6 +37,7 @@ class MetricsLog:
             self._board.add_image(name, grid, step, dataformats="HWC")
 
     def close(self) -> None:
+        """Finish what TensorBoard buffers."""
         if self._board is not None:
             self._board.close()
 
