@@ -89,7 +89,7 @@ void product_digits(const int8_t* x, const void* charges, long rows, long count,
   k.pack_digits(x, rows, dim, packed.data());
 #pragma omp parallel
   {
-    std::vector<int32_t> scratch((rows + k.tile_rows + 256) * k.tile_charges);
+    std::vector<int32_t> scratch(k.digit_scratch(rows));
 #pragma omp for schedule(static)
     for (long tile = 0; tile < tiles; ++tile)
       k.product_digits(packed.data(), rows, of, count, tile * k.tile_charges, (tile + 1) * k.tile_charges, sums, stride, scratch.data());

@@ -70,7 +70,8 @@ def keops_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> 
 
 def bytes_needed(field: Field, batch: int, count: int, dim: int) -> int:
     """About how much memory a peer takes at its peak, the float charges included."""
-    pairs = {authors_field: 3 * (dim + 1), keops_field: 0}.get(field, 2)
+    special: dict[Field, int] = {authors_field: 3 * (dim + 1), keops_field: 0}
+    pairs = special.get(field, 2)
     return 4 * (count * dim + batch * count * pairs)
 
 

@@ -8,11 +8,12 @@ template <class T>
 void run(const Tensor& vx, const Tensor& vz, const Tensor& z, double gamma, double z_exp, const Tensor& out) {
   const int64_t dim = vx.sizes()[1];
   T* to = static_cast<T*>(out.mutable_data_ptr());
+  const PerRow vz_at(vz), z_at(z);
   over_rows(vx.sizes()[0], dim, [&](int64_t begin, int64_t end) {
     Rows<T> rows(vx);
     for (int64_t row = begin; row < end; ++row) {
       const T* v = rows(row);
-      const double inverse = inverse_vz(v, dim, of_row(vz, row), of_row(z, row), gamma, z_exp);
+      const double inverse = inverse_vz(v, dim, vz_at(row), z_at(row), gamma, z_exp);
       combine(static_cast<const T*>(nullptr), v, static_cast<T>(inverse), to + row * dim, dim);
     }
   });

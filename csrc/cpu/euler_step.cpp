@@ -10,12 +10,13 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, c
   const int64_t dim = x.sizes()[1];
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
+  const PerRow vz_at(vz), z_at(z), next_at(z_next);
   over_rows(x.sizes()[0], dim, [&](int64_t begin, int64_t end) {
     Rows<T> rows(vx);
     for (int64_t row = begin; row < end; ++row) {
       const T* v = rows(row);
-      const double t = of_row(z, row), h = of_row(z_next, row) - t;
-      const T factor = static_cast<T>(h * inverse_vz(v, dim, of_row(vz, row), t, gamma, z_exp));
+      const double t = z_at(row), h = next_at(row) - t;
+      const T factor = static_cast<T>(h * inverse_vz(v, dim, vz_at(row), t, gamma, z_exp));
       combine(from + row * dim, v, factor, to + row * dim, dim);
     }
   });

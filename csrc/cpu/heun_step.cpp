@@ -10,13 +10,14 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_n
   const int64_t dim = x.sizes()[1];
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
+  const PerRow vz_at(vz), vz_next_at(vz_next), z_at(z), next_at(z_next);
   over_rows(x.sizes()[0], dim, [&](int64_t begin, int64_t end) {
     Rows<T> rows(vx), rows_next(vx_next);
     for (int64_t row = begin; row < end; ++row) {
       const T *v = rows(row), *v_next = rows_next(row);
-      const double t = of_row(z, row), t_next = of_row(z_next, row), half = 0.5 * (t_next - t);
-      const T first = static_cast<T>(half * inverse_vz(v, dim, of_row(vz, row), t, gamma, z_exp));
-      const T second = static_cast<T>(half * inverse_vz(v_next, dim, of_row(vz_next, row), t_next, gamma, z_exp));
+      const double t = z_at(row), t_next = next_at(row), half = 0.5 * (t_next - t);
+      const T first = static_cast<T>(half * inverse_vz(v, dim, vz_at(row), t, gamma, z_exp));
+      const T second = static_cast<T>(half * inverse_vz(v_next, dim, vz_next_at(row), t_next, gamma, z_exp));
       combine(from + row * dim, v, first, v_next, second, to + row * dim, dim);
     }
   });

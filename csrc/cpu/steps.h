@@ -28,35 +28,45 @@ inline float bfloat_to_float(uint16_t h) {
   return value;
 }
 
-inline double element(const Tensor& tensor, int64_t i) {
-  const void* data = tensor.const_data_ptr();
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return static_cast<const float*>(data)[i];
-    case ScalarType::Double: return static_cast<const double*>(data)[i];
-    case ScalarType::BFloat16: return bfloat_to_float(static_cast<const uint16_t*>(data)[i]);
-    case ScalarType::Half: return half_to_float(static_cast<const uint16_t*>(data)[i]);
-    default: require(false, "v_z and z must be float32, float64, bfloat16 or float16"); return 0;
+/// A tensor of numbers, one a row or one for all rows, read without asking the tensor again: a question to it costs as much as forty
+/// elements of a row.
+class __attribute__((visibility("hidden"))) PerRow {
+ public:
+  explicit PerRow(const Tensor& tensor) : data_(tensor.const_data_ptr()), type_(tensor.scalar_type()), one_(tensor.numel() == 1) {
+    require(type_ == ScalarType::Float || type_ == ScalarType::Double || type_ == ScalarType::BFloat16 || type_ == ScalarType::Half,
+            "v_z and z must be float32, float64, bfloat16 or float16");
   }
-}
-/// One value a row, or one for all rows.
-inline double of_row(const Tensor& tensor, int64_t row) { return element(tensor, tensor.numel() == 1 ? 0 : row); }
+  double operator()(int64_t row) const {
+    const int64_t i = one_ ? 0 : row;
+    switch (type_) {
+      case ScalarType::Float: return static_cast<const float*>(data_)[i];
+      case ScalarType::Double: return static_cast<const double*>(data_)[i];
+      case ScalarType::BFloat16: return bfloat_to_float(static_cast<const uint16_t*>(data_)[i]);
+      default: return half_to_float(static_cast<const uint16_t*>(data_)[i]);
+    }
+  }
+
+ private:
+  const void* data_;
+  ScalarType type_;
+  bool one_;
+};
 
 /// Rows of v in T, as they are or converted into the thread's buffer.
 template <class T>
 class __attribute__((visibility("hidden"))) Rows {
  public:
-  explicit Rows(const Tensor& v) : v_(v), dim_(v.sizes()[1]) {
-    same_ = v.scalar_type() == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
+  explicit Rows(const Tensor& v) : data_(v.const_data_ptr()), type_(v.scalar_type()), dim_(v.sizes()[1]) {
+    same_ = type_ == (sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double);
     if (!same_) buffer_.resize(dim_);
   }
   const T* operator()(int64_t row) {
-    if (same_) return static_cast<const T*>(v_.const_data_ptr()) + row * dim_;
-    const void* data = v_.const_data_ptr();
-    switch (v_.scalar_type()) {
-      case ScalarType::BFloat16: return convert(static_cast<const uint16_t*>(data) + row * dim_, bfloat_to_float);
-      case ScalarType::Half: return convert(static_cast<const uint16_t*>(data) + row * dim_, half_to_float);
-      case ScalarType::Float: return convert(static_cast<const float*>(data) + row * dim_, [](float value) { return value; });
-      case ScalarType::Double: return convert(static_cast<const double*>(data) + row * dim_, [](double value) { return value; });
+    if (same_) return static_cast<const T*>(data_) + row * dim_;
+    switch (type_) {
+      case ScalarType::BFloat16: return convert(static_cast<const uint16_t*>(data_) + row * dim_, bfloat_to_float);
+      case ScalarType::Half: return convert(static_cast<const uint16_t*>(data_) + row * dim_, half_to_float);
+      case ScalarType::Float: return convert(static_cast<const float*>(data_) + row * dim_, [](float value) { return value; });
+      case ScalarType::Double: return convert(static_cast<const double*>(data_) + row * dim_, [](double value) { return value; });
       default: require(false, "v_x must be float32, float64, bfloat16 or float16"); return nullptr;
     }
   }
@@ -67,7 +77,8 @@ class __attribute__((visibility("hidden"))) Rows {
     for (int64_t k = 0; k < dim_; ++k) buffer_[k] = static_cast<T>(f(from[k]));
     return buffer_.data();
   }
-  Tensor v_;
+  const void* data_;
+  ScalarType type_;
   int64_t dim_;
   bool same_;
   std::vector<T> buffer_;

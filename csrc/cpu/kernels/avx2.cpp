@@ -21,6 +21,10 @@ inline Vector from_bytes(const uint8_t* p) {
   return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+/// Whether any lane of a comparison holds.
+inline bool any_of(Whole mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
+/// The lowest byte of each lane.
+inline void store_low_bytes(uint8_t* p, Whole v) { for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(v[i]); }
 /// 1/√v: twelve bits from the processor, two steps of Newton.
 inline Vector reciprocal_root(Vector v) {
   Vector y = (Vector)_mm256_rsqrt_ps((__m256)v);

@@ -22,6 +22,10 @@ inline Vector from_bytes(const uint8_t* p) {
 }
 /// sum += Σ over four: unsigned bytes of a times signed bytes of b.
 inline Whole dot_bytes(Whole sum, Whole a, Whole b) { return (Whole)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+/// Whether any lane of a comparison holds.
+inline bool any_of(Whole mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
+/// The lowest byte of each lane.
+inline void store_low_bytes(uint8_t* p, Whole v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v)); }
 /// 1/√v: fourteen bits from the processor, one step of Newton.
 inline Vector reciprocal_root(Vector v) {
   const Vector y = (Vector)_mm512_rsqrt14_ps((__m512)v);

@@ -9,24 +9,29 @@ inline Vector half_power(Vector w, int halves) {
   return result;
 }
 
-template <int N>
+/// N, kHalves = N + D: known when compiled, or 0.
+template <int N, int kHalves = 0>
 WeightSums plane_of(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count, const float* log_q,
                     float power, float total, float radius2, float* squares, int64_t* anchor, float* shift, float* pull) {
   const int64_t n = N > 0 ? N : dim;
   const int64_t padded = (count + kWidth - 1) / kWidth * kWidth;
-  for (int64_t j = 0; j < padded; j += kWidth) {
+  Vector best = all(std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < padded; j += kWidth) {  // the padding repeats the last charge: it may be the nearest
     Vector sum{};
     for (int64_t k = 0; k < n; ++k) {
       const Vector difference = load(columns + k * stride + j) - x[k];
       sum = fma(difference, difference, sum);
     }
     store(squares + j, sum);
+    best = lesser(sum, best);
   }
-  const int64_t a = *anchor = least(squares, count);
+  float nearest = std::numeric_limits<float>::infinity();
+  for (int lane = 0; lane < kWidth; ++lane) nearest = best[lane] < nearest ? best[lane] : nearest;
+  const int64_t a = *anchor = first_at_most(squares, nearest, count);
   const float distance2 = squares[a] + radius2;
   FloatLaw law{power, power > 0 ? 1.0f / distance2 : 0.5f / radius2, power <= 0, total, distance2, radius2, 0.0f};
   // A weight too small for a float becomes 0, as it should: the largest is 1.
-  const int halves = power > 0 && 2 * power == static_cast<int>(2 * power) && !log_q ? static_cast<int>(2 * power) : 0;
+  const int halves = kHalves > 0 ? kHalves : power > 0 && 2 * power == static_cast<int>(2 * power) && !log_q ? static_cast<int>(2 * power) : 0;
   float at[16];
   for (int64_t k = 0; k < n; ++k) at[k] = columns[k * stride + a];
 
@@ -77,6 +82,8 @@ WeightSums plane_of(const float* x, const float* columns, int64_t dim, int64_t s
 
 WeightSums plane(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count, const float* log_q, float power,
                  float total, float radius2, float* squares, int64_t* anchor, float* shift, float* pull) {
-  const auto run = dim == 1 ? plane_of<1> : dim == 2 ? plane_of<2> : dim == 3 ? plane_of<3> : plane_of<0>;
+  // the toy of most papers, PFGM in the plane, has a kernel of its own
+  const bool pfgm = dim == 2 && power == 1.5f && log_q == nullptr;
+  const auto run = pfgm ? plane_of<2, 3> : dim == 1 ? plane_of<1> : dim == 2 ? plane_of<2> : dim == 3 ? plane_of<3> : plane_of<0>;
   return run(x, columns, dim, stride, count, log_q, power, total, radius2, squares, anchor, shift, pull);
 }

@@ -1,5 +1,16 @@
 // What is done with one row of u, and with single charges. Rows of u are padded to whole tiles; the padding is never looked at.
 
+/// The first j with u[j] ≤ value, or 0.
+inline int64_t first_at_most(const float* u, float value, int64_t count) {
+  int64_t j = 0;
+  for (; j + kWidth <= count; j += kWidth) {
+    if (any_of(load(u + j) <= all(value))) break;
+  }
+  for (; j < count; ++j)
+    if (u[j] <= value) return j;
+  return 0;
+}
+
 int64_t least(const float* u, int64_t count) {
   Vector best = all(std::numeric_limits<float>::infinity());
   int64_t j = 0;
@@ -7,30 +18,43 @@ int64_t least(const float* u, int64_t count) {
   float value = std::numeric_limits<float>::infinity();
   for (int lane = 0; lane < kWidth; ++lane) value = best[lane] < value ? best[lane] : value;
   for (; j < count; ++j) value = u[j] < value ? u[j] : value;
-  for (j = 0; j < count; ++j)
-    if (u[j] <= value) return j;
-  return 0;
+  return first_at_most(u, value, count);
 }
 
-int64_t select_below(const float* u, const float* roots, float slack, float bound, int64_t count, int32_t* index, int64_t room) {
-  int64_t found = 0, j = 0;
-  for (; j + kWidth <= count; j += kWidth) {
-    const Whole below = fma(all(-slack), load(roots + j), load(u + j)) <= all(bound);
-    int32_t any = 0;
-    for (int lane = 0; lane < kWidth; ++lane) any |= below[lane];
-    if (!any) continue;
-    for (int lane = 0; lane < kWidth; ++lane)
-      if (below[lane]) {
+/// Indices j of which `holds` is true (a mask for kWidth of them at a time, n of them wanted), as long as there is room.
+template <class Holds>
+inline int64_t select_where(int64_t count, int32_t* index, int64_t room, Holds holds) {
+  int64_t found = 0;
+  for (int64_t j = 0; j < count; j += kWidth) {
+    const int64_t n = count - j < kWidth ? count - j : kWidth;
+    const Whole mask = holds(j, n);
+    if (!any_of(mask)) continue;
+    for (int lane = 0; lane < n; ++lane)
+      if (mask[lane]) {
         if (found < room) index[found] = static_cast<int32_t>(j + lane);
         ++found;
       }
+    if (found > room) return found;
   }
-  for (; j < count; ++j)
-    if (u[j] - slack * roots[j] <= bound) {
-      if (found < room) index[found] = static_cast<int32_t>(j);
-      ++found;
-    }
   return found;
+}
+
+inline Vector load_some(const float* p, int64_t n) { return n >= kWidth ? load(p) : load_part(p, n, 0.0f); }
+
+int64_t select_below(const float* u, const float* roots, float slack, const float* residuals, float residual_slack, float bound,
+                     int64_t count, int32_t* index, int64_t room) {
+  if (residuals == nullptr)
+    return select_where(count, index, room, [&](int64_t j, int64_t n) -> Whole {
+      return fma(all(-slack), load_some(roots + j, n), load_some(u + j, n)) <= all(bound);
+    });
+  return select_where(count, index, room, [&](int64_t j, int64_t n) -> Whole {
+    const Vector least = fma(all(-slack), load_some(roots + j, n), load_some(u + j, n));
+    return fma(all(-residual_slack), load_some(residuals + j, n), least) <= all(bound);
+  });
+}
+
+int64_t select_above(const float* weights, float bound, int64_t count, int32_t* index) {
+  return select_where(count, index, count, [&](int64_t j, int64_t n) -> Whole { return load_some(weights + j, n) >= all(bound); });
 }
 
 inline Vector weights_of(Vector gap, Vector log_q, const FloatLaw& law) {

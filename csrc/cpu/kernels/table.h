@@ -40,19 +40,34 @@ struct Kernels {
   void (*product)(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
                   float scale, const float* norms, float* u, int64_t stride, float* scratch);
   int64_t (*product_scratch)(int64_t rows);  // floats
+  /// The same for at most 24 rows of x as they lie, (rows, dim): charges are read in order, nothing is transposed.
+  void (*product_few)(const float* x, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
+                      float scale, const float* norms, float* u, int64_t stride);
   /// Signed digits of x with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
   void (*pack_digits)(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed);
   void (*product_digits)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
                          int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
+  /// The same with float charges less `center` rounded to bytes on the way: y_j − μ = scales[j]·(byte − 128) + f_j,
+  /// residuals[j] ≥ ‖f_j‖.
+  void (*product_rounded)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
+                          int64_t last, const float* center, int32_t* out, int64_t stride, float* scales, float* residuals,
+                          int32_t* scratch);
+  int64_t (*digit_scratch)(int64_t rows);  // int32
   /// One row of such sums → u in place; three rows, of three digits → u from the least on.
   void (*scale_digit)(int32_t* sums, float scale, const float* norms, int64_t count);
+  /// The same of rounded floats: norms[j] − scale·scales[j]·(sum − offset).
+  void (*scale_rounded)(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms, int64_t count);
   void (*join_digits)(const int32_t* first, const int32_t* second, const int32_t* third, double scale, const float* norms,
                       int64_t count, float* u);
 
   // ---- kernels/rows.inl ---------------------------------------------------------------------------------------------
   int64_t (*least)(const float* u, int64_t count);  // where the least is
-  /// Indices of u[j] − slack·roots[j] ≤ bound, at most `room` of them; returns how many there are.
-  int64_t (*select)(const float* u, const float* roots, float slack, float bound, int64_t count, int32_t* index, int64_t room);
+  /// Indices of u[j] − slack·roots[j] − residual_slack·residuals[j] ≤ bound, at most `room` of them; returns how many there are, or
+  /// some number above `room`. residuals may be null.
+  int64_t (*select)(const float* u, const float* roots, float slack, const float* residuals, float residual_slack, float bound,
+                    int64_t count, int32_t* index, int64_t room);
+  /// Indices of weights[j] ≥ bound; returns how many.
+  int64_t (*select_above)(const float* weights, float bound, int64_t count, int32_t* index);
   /// u → weights in place (relative to the anchor's), optionally the weights times c into `pulls`.
   WeightSums (*weigh)(float* u, float* pulls, const float* log_q, float anchor, const FloatLaw& law, int64_t count);
   /// ‖x − y_j‖² in double.
