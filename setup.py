@@ -223,7 +223,8 @@ def main() -> None:
                 super().copy_extensions_to_source()
 
     extensions = []
-    flags = ["-O3", "-std=c++20", STABLE_ABI, "-ffp-contract=off", "-fopenmp"]
+    # -Wno-psabi: vectors are passed between functions of one file only, never through an interface
+    flags = ["-O3", "-std=c++20", STABLE_ABI, "-ffp-contract=off", "-fopenmp", "-Wno-psabi"]
     if decided.cpu:
         extensions.append(
             cpp_extension.CppExtension(

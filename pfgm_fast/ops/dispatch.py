@@ -24,6 +24,7 @@ over under `auto`; which of its kernels serves which shape is a backend's own af
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "PFGM_FAST_BACKEND"
+_START = os.environ.get(ENVIRONMENT, "auto")  # read once: every call of every operator asks
 
 _forced: ContextVar[str | None] = ContextVar("pfgm_fast_backend", default=None)
 
@@ -38,7 +39,8 @@ class use_backend:  # noqa: N801 - used like a function, as `with use_backend("c
     """Choose the backend, as a statement or as a context manager.
 
     `use_backend("reference")` holds from here on in this thread; `with use_backend("reference"):` restores what was
-    chosen before. "auto" asks the table. The environment variable PFGM_FAST_BACKEND sets the start value.
+    chosen before. "auto" asks the table. The environment variable PFGM_FAST_BACKEND, read at
+    import, sets the start value.
 
     Raises: ArgumentError for an unknown name. A backend that cannot serve a call raises BackendError at that call.
     """
@@ -56,7 +58,7 @@ class use_backend:  # noqa: N801 - used like a function, as `with use_backend("c
 
 def chosen_backend() -> str:
     """What is asked for: the innermost `use_backend`, else PFGM_FAST_BACKEND, else "auto"."""
-    return _forced.get() or _checked(os.environ.get(ENVIRONMENT, "auto"), ENVIRONMENT)
+    return _forced.get() or _checked(_START, ENVIRONMENT)
 
 
 def backend(name: str) -> Any:

@@ -7,7 +7,10 @@
 #include "table.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12's own header: undefined lanes, meant to be
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,prefer-vector-width=512")
 namespace pfgm::avx512 {
