@@ -31,7 +31,7 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> 
 def batch(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> Tensor:
     """(B, *shape) with at least one dimension behind B, and N ≥ 1."""
     checked = tensor(name, value, dtypes)
-    if checked.dim() < 2 or math.prod(checked.shape[1:]) == 0:
+    if checked.dim() < 2 or (checked.numel() == 0 and math.prod(checked.shape[1:]) == 0):
         raise ArgumentError(
             f"{name} must have shape (B, *shape) with N ≥ 1 elements a row; got {tuple(checked.shape)}"
         )

@@ -12,17 +12,18 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.ops.dispatch import unwatched
 
 _ops = torch.ops.pfgm_fast
 
 
 def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Tensor:
     """() or (B,) in x's dtype and on its device."""
+    if isinstance(value, (int, float)):
+        return x.new_full((), checks.number(name, value, positive=positive))
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type != "cpu":
         checks.same_device(name, value, "x", x)
         return value.to(x.dtype)  # reading it, or expanding it, would cost a stop or a launch
-    if isinstance(value, (int, float)):
-        return x.new_full((), checks.number(name, value, positive=positive))
     return checks.per_row(name, value, x, positive=positive)
 
 
@@ -85,8 +86,9 @@ def euler_step(
     checks.same("out", out, "x", x)
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
-    with torch.no_grad():
-        _ops.euler_step.out(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=out.view(len(x), -1))
+    flat_out = out if out.dim() == 2 else out.view(len(x), -1)
+    step = unwatched("euler_step_out", x) or _ops.euler_step.out
+    step(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
     return out
 
 

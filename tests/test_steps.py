@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pfgm_fast as pf
 from pfgm_fast.backends import reference
@@ -97,3 +98,30 @@ def test_field_step_is_an_euler_step_of_the_true_field(backend: str) -> None:
             pf.field_step(x, z, 0.0, y), pf.posterior_mean(x, z, y), rtol=1e-5, atol=1e-6
         )
         assert math.isclose(float((pf.field_step(x, z, z, y) - x).abs().max()), 0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_out_is_not_part_of_a_graph(backend: str) -> None:
+    x, vx, vz = torch.randn(4, 5, requires_grad=True), torch.randn(4, 5), -torch.ones(4)
+    out = torch.empty(4, 5)
+    with pf.use_backend(backend):
+        stepped = pf.euler_step(x, 2 * vx, vz, 1.0, 0.9, out=out)
+        recorded = pf.euler_step(x, 2 * vx, vz, 1.0, 0.9)
+    assert stepped is out
+    assert not stepped.requires_grad
+    assert recorded.requires_grad
+    assert torch.equal(stepped, recorded)
+
+
+def test_who_watches_operators_sees_the_step_into_out() -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(4, 5)
+    with Watch():
+        pf.euler_step(x, x, -torch.ones(4), 1.0, 0.9, out=torch.empty(4, 5))
+    assert "pfgm_fast.euler_step.out" in seen

@@ -16,7 +16,7 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, c
     for (int64_t row = begin; row < end; ++row) {
       const T* v = rows(row);
       const double t = z_at(row), h = next_at(row) - t;
-      const T factor = static_cast<T>(h * inverse_vz(v, dim, vz_at(row), t, gamma, z_exp));
+      const T factor = static_cast<T>(h * inverse_vz(v, dim, vz_at(row), t, gamma, z_exp, from + row * dim));
       combine(from + row * dim, v, factor, to + row * dim, dim);
     }
   });

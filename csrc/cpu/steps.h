@@ -84,9 +84,9 @@ class __attribute__((visibility("hidden"))) Rows {
   std::vector<T> buffer_;
 };
 
-/// Σ v².
-double square_sum(const float* v, int64_t count);
-double square_sum(const double* v, int64_t count);
+/// Σ v². next: as many elements that are read soon after, or null.
+double square_sum(const float* v, int64_t count, const float* next = nullptr);
+double square_sum(const double* v, int64_t count, const double* next = nullptr);
 /// out = x + b v; x may be null (out = b v), and out may be x.
 void combine(const float* x, const float* v, float b, float* out, int64_t count);
 void combine(const double* x, const double* v, double b, double* out, int64_t count);
@@ -95,11 +95,12 @@ void combine(const float* x, const float* v, float b, const float* w, float c, f
 void combine(const double* x, const double* v, double b, const double* w, double c, double* out, int64_t count);
 
 /// 1/v_z with v_z as it is above z_exp, and as ‖v_x‖ implies below (PFGM appendix B.2.3). n ≥ 1 is held below 1: never NaN for it.
+/// x: the row that is read next, or null.
 template <class T>
-double inverse_vz(const T* v, int64_t dim, double vz, double z, double gamma, double z_exp) {
+double inverse_vz(const T* v, int64_t dim, double vz, double z, double gamma, double z_exp, const T* x = nullptr) {
   if (!(z < z_exp)) return 1 / vz;
   const double root = std::sqrt(static_cast<double>(dim));
-  double n = std::sqrt(square_sum(v, dim)) / root;
+  double n = std::sqrt(square_sum(v, dim, x)) / root;
   const double most = 1.0 - static_cast<double>(std::numeric_limits<T>::epsilon());
   if (n > most) n = most;
   const double along = gamma * n / (1 - n);

@@ -204,6 +204,7 @@ def euler_step(
     return x + h[:, None] * drift(vx, vz, z.to(x.dtype), gamma, z_exp)
 
 
+@torch.no_grad()
 def euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, out):
     """`euler_step` into out, which may be x."""
     out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp))

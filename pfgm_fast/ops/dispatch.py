@@ -126,6 +126,15 @@ def kernel(op: str) -> Callable[..., Any]:
     return call
 
 
+def unwatched(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """The backend's function itself, for a step's result that goes into `out`: PyTorch's dispatcher, which costs half as much as a small
+    step, would only pass it on. None where something watches operators (torch.compile, a mode, a tensor's subclass).
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
+        return None
+    return getattr(choose(op, x, None), op)
+
+
 def info() -> dict[str, Any]:
     """What was built, what will run where, and why not.
 

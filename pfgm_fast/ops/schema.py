@@ -104,3 +104,9 @@ def register() -> None:
         for key in ("CPU", "CUDA"):
             LIBRARY.impl(op, kernel, key)
     autograd.register(LIBRARY)
+    for library in (
+        LIBRARY,
+        CPU_LIBRARY,
+        CUDA_LIBRARY,
+    ):  # what is written into `out` has no derivative, nothing is recorded
+        library.impl("euler_step.out", torch.library.fallthrough_kernel, "Autograd")
