@@ -14,6 +14,7 @@ import torch
 
 import pfgm_fast as pf
 from pfgm_fast.backends import cuda, reference
+from pfgm_fast.ops import dispatch
 from tests import cuda_tools
 from tests.cases import CASES, TOLERANCE, Case, direction_error
 
@@ -28,6 +29,7 @@ def _library():
     patch = pytest.MonkeyPatch()
     patch.setattr(cuda, "unavailable", lambda: None)
     patch.setattr(cuda, "refuses", lambda op, x, charges: None)
+    patch.setattr(dispatch, "_chosen", {})  # what is chosen here must not be remembered elsewhere
     with pf.use_backend("cuda"):
         yield
     patch.undo()
