@@ -30,7 +30,7 @@ def cpu() -> list[str]:
     lines = [
         f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}: `make bench`, one interleaved run, medians; all tables in "
         "[benchmarks/results/cpu.md](benchmarks/results/cpu.md). The field of M charges at B queries of the training distribution; Gram is "
-        "the best plain PyTorch (two products of BLAS, in place), which is not accurate (last column).",
+        "the best plain PyTorch (two products of BLAS, in place), which is not accurate (last column); what would take more than half of the free memory does not fit.",
         "",
         "| B × M × N | charges | time | against Gram (bar) | against the authors' formula | error | Gram's error |",
         "|---|---|---|---|---|---|---|",
@@ -89,7 +89,8 @@ def mnist() -> list[str]:
         "",
         "![Quality against evaluations](docs/reports/mnist/quality-evaluations.png)",
         "",
-        "[The report](docs/reports/mnist/report.md) has all points, times, step robustness, weak networks and sample grids.",
+        "[The report](docs/reports/mnist/report.md) has all points, times, step robustness, weak networks and sample grids; "
+        "[how to read it](docs/reports/mnist/README.md) says what was found, and why.",
     ]
 
 
