@@ -18,7 +18,7 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import PFGM, Method
 from pfgm_fast.methods.base import Network, evaluation_mode
-from pfgm_fast.sampling import Samples, sample
+from pfgm_fast.sampling import Counted, Samples, sample
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -47,17 +47,11 @@ def encode(
     if solver in STOCHASTIC:
         raise ArgumentError(f"latents need the solver of an ODE; {solver!r} is stochastic")
     solve, flow = find_solver(solver), method.flow(net, labels)
-    evaluate, count = flow.evaluate, 0
-
-    def counted(x: Tensor, t: float) -> Any:
-        nonlocal count
-        count += 1
-        return evaluate(x, t)
-
-    flow.evaluate = counted  # type: ignore[method-assign]
+    counted = Counted(flow.evaluate)
+    flow.evaluate = counted  # type: ignore[method-assign, assignment]
     with evaluation_mode(net), torch.no_grad(), tqdm(disable=not progress) as bar:
         latents = solve(flow, x, flow.grid(steps)[::-1], lambda *_: bar.update(), **options)
-    return Samples(latents, count)
+    return Samples(latents, counted.count)
 
 
 @dataclass(frozen=True)

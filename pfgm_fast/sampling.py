@@ -30,7 +30,7 @@ class Samples:
     graph: str | None = None
 
 
-class _Counted:
+class Counted:
     """Counts the evaluations of a network, and passes everything through."""
 
     def __init__(self, net: Network) -> None:
@@ -99,10 +99,10 @@ def sample(
         raise ArgumentError(f"x0 must have shape {shape}; got {tuple(x.shape)}")
     if labels is not None:
         labels = checks.index("labels", labels, x)
-    counted = _Counted(net) if not isinstance(net, Charges) else None
+    counted = Counted(net) if not isinstance(net, Charges) else None
     flow = method.flow(net if counted is None else counted, labels)
     if counted is None:
-        counted = _Counted(flow.evaluate)
+        counted = Counted(flow.evaluate)
         flow.evaluate = counted  # type: ignore[method-assign]
     times = flow.grid(steps)
     reason = "record=True looks at every step" if cuda_graph and record else None

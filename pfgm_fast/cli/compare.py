@@ -14,7 +14,7 @@ def add(commands: Any) -> None:
         "compare",
         help="PFGM against VE and VP diffusion: same network, data and budget; a report with plots",
         description="Trains PFGM, VE and VP models (and weaker ones) on labelled images, samples each over solvers and numbers of "
-        "evaluations, and writes report.md with plots. May be stopped: the same command goes on. About an hour on 2 cores for MNIST.",
+        "evaluations, and writes report.md with plots. May be stopped: the same command goes on. Under two hours on 2 cores for MNIST.",
     )
     command.add_argument("--data", required=True, help="labelled images, as for train")
     command.add_argument("--out", type=Path, required=True, help="folder of the runs and the report")
@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--compile",
         action="store_true",
-        help="torch.compile the networks (needs a C++ compiler); about twice as fast",
+        help="torch.compile the networks (needs a C++ compiler)",
     )
     command.set_defaults(run=run)
 
