@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import pickle
 import struct
 import zipfile
@@ -13,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pfgm_fast.data import ImageSet, load
-from pfgm_fast.errors import DataError
+from pfgm_fast.data import ImageSet, load, parse_size
+from pfgm_fast.errors import ArgumentError, DataError
 
 
 def _pixels(*shape: int) -> np.ndarray:
@@ -125,6 +126,81 @@ def test_flips_splits_and_labels() -> None:
     )
     with pytest.raises(DataError, match="has no labels"):
         ImageSet("x", images).charges(labels=True)
+
+
+def test_the_digest_is_of_contents_shape_and_labels() -> None:
+    images = torch.from_numpy(_pixels(6, 1, 4, 3))
+    base = ImageSet("a", images, torch.arange(6))
+    same = [
+        ImageSet("b", images.clone(), torch.arange(6, dtype=torch.int32), tuple("abcdef"), ("a note",)),
+        base.with_flips(),
+        base.select(torch.arange(6)),
+    ]
+    assert {base.digest} == {s.digest for s in same}
+    assert len(base.digest) == 64
+    changed = images.clone()
+    changed[5, 0, 3, 2] ^= 1
+    other = [
+        ImageSet("a", changed, base.labels),
+        ImageSet("a", images.view(6, 1, 3, 4), base.labels),
+        ImageSet("a", images, torch.arange(6).flip(0)),
+        ImageSet("a", images),
+        ImageSet("a", images[:5], base.labels[:5]),
+        base.select(torch.tensor([1, 0, 2, 3, 4, 5])),
+    ]
+    assert len({base.digest, *(s.digest for s in other)}) == 7
+    assert base.describe() == f"a: 6 images 1×4×3, 6 classes, digest {base.digest[:12]}"
+    assert ImageSet("a", images).describe().startswith("a: 6 images 1×4×3, no labels, digest ")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0, -1, 1], r"whole numbers from 0; labels\[1\] is -1"),
+        ([0, 1, 1.5], r"labels\[2\] is 1\.5"),
+        ([0, math.nan, 1], r"labels\[1\] is nan"),
+        ([0, 2**40, 1], r"labels\[1\] is 1099511627776"),
+        ([[1, 0], [1, 1], [0, 1]], r"one-hot rows; row 1 is \[1, 1\]"),
+        ([0, 1], r"3 images, but labels of shape \(2,\)"),
+        ([True, False, True], "whole numbers from 0; got bool"),
+    ],
+)
+def test_labels_that_are_no_classes(labels: list, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageSet("x", torch.from_numpy(_pixels(3, 1, 2, 2)), torch.tensor(labels))
+
+
+def test_labels_that_are_classes() -> None:
+    images = torch.from_numpy(_pixels(3, 1, 2, 2))
+    for labels in ([0, 5, 2], [0.0, 5.0, 2.0], [[0], [5], [2]], np.eye(6)[[0, 5, 2]]):
+        found = ImageSet("x", images, torch.as_tensor(labels))
+        assert found.labels.tolist() == [0, 5, 2]  # gaps are allowed
+        assert found.num_classes == 6
+    with pytest.raises(DataError, match="a label is 5, but 2 classes are named"):
+        ImageSet("x", images, torch.tensor([0, 5, 2]), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        (8, (8, 8)),
+        ("8", (8, 8)),
+        ("218x178", (218, 178)),
+        ((3, 4), (3, 4)),
+        (np.int64(5), (5, 5)),
+        ([2, 9], (2, 9)),
+    ],
+)
+def test_sizes(given: object, size: tuple[int, int]) -> None:
+    assert parse_size(given) == size
+
+
+@pytest.mark.parametrize(
+    "given", [0, -3, "0", "-3", "8x", "x8", "8x8x8", (1, 2, 3), 8.0, True, "big", None, 10**6, "8x0"]
+)
+def test_what_is_no_size(given: object) -> None:
+    with pytest.raises(ArgumentError, match="size must"):
+        parse_size(given)
 
 
 class _Evil:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pfgm_fast.data.arrays import digits, read_numpy
 from pfgm_fast.data.cifar import is_cifar, read_cifar
 from pfgm_fast.data.folder import read_images
+from pfgm_fast.data.geometry import parse_size
 from pfgm_fast.data.idx import find_idx, read_idx
 from pfgm_fast.data.imageset import ImageSet
 from pfgm_fast.errors import DataError
@@ -43,4 +44,4 @@ def load(spec: str | Path, size: int | None = None) -> ImageSet:
     raise DataError(f"{path} is of no kind that can be read: .zip, .npz, .npy, an idx file, or a folder")
 
 
-__all__ = ["ImageSet", "load"]
+__all__ = ["ImageSet", "load", "parse_size"]
