@@ -13,6 +13,7 @@ from pfgm_fast.field import (
     posterior_mean,
     score,
 )
+from pfgm_fast.ideal import IdealDenoiser
 from pfgm_fast.latents import encode, interpolate, round_trip
 from pfgm_fast.likelihood import bits_per_dim, log_likelihood
 from pfgm_fast.methods import PFGM
@@ -27,6 +28,7 @@ __all__ = [
     "Charges",
     "CheckpointError",
     "DataError",
+    "IdealDenoiser",
     "PfgmError",
     "Samples",
     "__version__",

@@ -215,6 +215,12 @@ class Charges:
             self.neighbor_distance = nearest
         return self
 
+    def reweighted(self, weights: Tensor) -> Charges:
+        """The same charges with other weights (M,), > 0; nothing else is prepared again."""
+        other = self._derive(lambda value: value)
+        other.log_weights = self._log_weights(weights)
+        return other
+
     def arguments(self, x: Tensor) -> tuple[Any, ...]:
         """The operators' arguments from `charges` to `neighbor_distance` (docs/architecture.md), for queries like x.
 

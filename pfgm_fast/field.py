@@ -148,6 +148,22 @@ def _log_normalizer(dim: int, aug_dim: float, r: Tensor) -> Tensor:
     return constant - dim * r.log()
 
 
+def log_partition(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+) -> Tensor:
+    """log Σ_j q_j (1 + ‖x − y_j‖²/r²)^(−(N+D)/2) (B,) float64; D = ∞: log Σ_j q_j exp(−‖x − y_j‖²/(2r²)).
+
+    `log_density` less its constants, relative to r, so that it stays small where densities of many dimensions are huge.
+    """
+    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels, None)
+    return lse
+
+
 def log_density(
     x: Tensor,  # (B, *shape)
     r: Tensor | float,  # (B,)
