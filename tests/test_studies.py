@@ -1,11 +1,15 @@
 """The training-free tools: nearest charges, effective number, truncation, memorisation, optimal loss."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import pfgm_fast as pf
+from pfgm_fast import data
+from pfgm_fast.cli import main
 from pfgm_fast.studies import (
     edm_weight,
     effective_charges,
@@ -179,3 +183,41 @@ def test_optimal_loss_of_classes_is_below_that_of_all():
 def test_bad_arguments_of_the_optimal_loss(arguments, message):
     with pytest.raises(pf.ArgumentError, match=message):
         optimal_loss(torch.randn(10, 2), **arguments)
+
+
+def test_the_command_writes_table_picture_and_figures_of_the_same_numbers(tmp_path, capsys):
+    arguments = ["study", "optimal-loss", "--points", "3", "--queries", "64", "--aug-dim", "1", "inf"]
+    assert main([*arguments, "--out", str(tmp_path)]) == 0
+    points = json.loads((tmp_path / "optimal-loss.json").read_text())["points"]
+    assert [(p["aug_dim"], p["queries"]) for p in points] == [(1.0, 64)] * 3 + [("inf", 64)] * 3
+    table = (tmp_path / "optimal-loss.md").read_text()
+    assert table in capsys.readouterr().out
+    assert all(f"{p['loss']:.3g} ± {p['standard_error']:.1g}" in table for p in points)
+    assert (tmp_path / "optimal-loss.png").stat().st_size > 10_000
+
+
+def test_the_memorization_command_finds_copies(tmp_path, capsys):
+    digits = data.load("digits").images
+    new = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8, generator=generator())
+    np.savez(tmp_path / "data.npz", images=digits[:200].numpy())
+    np.savez(tmp_path / "samples.npz", images=torch.cat([digits[:5], new]).numpy())
+    files = [
+        str(tmp_path / "samples.npz"),
+        "--data",
+        str(tmp_path / "data.npz"),
+        "--json",
+        str(tmp_path / "j"),
+    ]
+    assert main(["study", "memorization", *files]) == 0
+    assert "copies         5 (33.33%)" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "j").read_text())["samples"]
+    assert [row["nearest"] for row in rows[:5]] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("option", [["--aug-dim", "0"], ["--aug-dim", "x"], ["--sigma-min", "90"]])
+def test_bad_options_of_the_optimal_loss_are_one_line(option, capsys):
+    try:
+        status = main(["study", "optimal-loss", *option])
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2 and option[0] in capsys.readouterr().err

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from pfgm_fast._version import __version__
-from pfgm_fast.cli import bench, compare, demo, evaluate, info, sample, train
+from pfgm_fast.cli import bench, compare, demo, evaluate, info, sample, study, train
 from pfgm_fast.errors import PfgmError
 
-COMMANDS = (demo, train, sample, evaluate, compare, bench, info)
+COMMANDS = (demo, train, sample, evaluate, compare, study, bench, info)
 
 EPILOG = """\
 examples

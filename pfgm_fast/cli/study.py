@@ -1,0 +1,134 @@
+"""pfgm-fast study: what a data set's exact field says, without a network. One sub-command a study."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+from pfgm_fast.cli.options import add_device, device, positive
+from pfgm_fast.errors import ArgumentError
+
+
+def add(commands: Any) -> None:
+    command = commands.add_parser(
+        "study",
+        help="what a data set's exact field says, without a network",
+        description="Studies of the exact field of a data set: no network, no training.",
+    )
+    studies = command.add_subparsers(dest="study", required=True, metavar="study")
+    _add_optimal_loss(studies)
+    _add_memorization(studies)
+
+
+def aug_dim(text: str) -> float:
+    """D from the command line: a number > 0, or inf."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"D must be a number > 0, or inf; got {text!r}")
+    return value
+
+
+def _add_optimal_loss(studies: Any) -> None:
+    command = studies.add_parser(
+        "optimal-loss",
+        help="the loss of a perfect network over sigma and D",
+        description="The mean squared error of the ideal denoiser at each noise level, with error bars: the floor below every training "
+        "curve on these data. Writes optimal-loss.json, .md and .png.",
+    )
+    command.add_argument("--data", default="digits", help="digits, or a path to images (default digits)")
+    command.add_argument("--size", type=positive, help="images of a folder or zip are resized to this")
+    command.add_argument(
+        "--aug-dim",
+        type=aug_dim,
+        nargs="+",
+        default=[1, 128, 2048, math.inf],
+        metavar="D",
+        help="default 1 128 2048 inf",
+    )
+    command.add_argument(
+        "--points", type=positive, default=20, help="values of sigma, log-spaced (default 20)"
+    )
+    command.add_argument("--sigma-min", type=float, default=0.02, help="default 0.02")
+    command.add_argument("--sigma-max", type=float, default=80.0, help="default 80")
+    command.add_argument(
+        "--queries", type=positive, default=1024, help="images for each point (default 1024)"
+    )
+    command.add_argument("--per-class", action="store_true", help="each image sees the charges of its class")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--out", type=Path, default=Path("out/study"), help="folder (default out/study)")
+    add_device(command)
+    command.set_defaults(run=run_optimal_loss)
+
+
+def run_optimal_loss(options: argparse.Namespace) -> None:
+    from pfgm_fast import data
+    from pfgm_fast.studies import optimal_loss
+    from pfgm_fast.studies.report import write_optimal_loss
+
+    if not 0 < options.sigma_min < options.sigma_max:
+        raise ArgumentError(
+            f"--sigma-min must be > 0 and < --sigma-max; got {options.sigma_min}, {options.sigma_max}"
+        )
+    images = data.load(options.data, options.size)
+    charges = images.charges(labels=options.per_class).to(device(options))
+    ratio = math.log(options.sigma_max / options.sigma_min) / max(1, options.points - 1)
+    sigmas = [options.sigma_min * math.exp(ratio * i) for i in range(options.points)]
+    results = optimal_loss(
+        charges,
+        sigmas,
+        options.aug_dim,
+        queries=options.queries,
+        conditional=options.per_class,
+        seed=options.seed,
+        progress=True,
+    )
+    sigma_data = math.sqrt(float(charges.sq_norms.mean()) / charges.dim)
+    what = (
+        f"{images.name} ({len(charges)} charges of {charges.dim}{', per class' if options.per_class else ''})"
+    )
+    write_optimal_loss(results, options.out, what, sigma_data)
+    print((options.out / "optimal-loss.md").read_text())
+    print(f"in {options.out}: optimal-loss.json, optimal-loss.md, optimal-loss.png")
+
+
+def _add_memorization(studies: Any) -> None:
+    command = studies.add_parser(
+        "memorization",
+        help="which of a set of samples are copies of the data",
+        description="For each sample the distance to its nearest training image over that to the next different one: below a third it "
+        "is called a copy.",
+    )
+    command.add_argument("samples", help="samples: a folder or zip of images, .npz or .npy")
+    command.add_argument("--data", required=True, help="the training data")
+    command.add_argument("--threshold", type=float, default=1 / 3, help="default 1/3")
+    command.add_argument("--json", type=Path, help="ratio, nearest image and distance of each sample, there")
+    add_device(command)
+    command.set_defaults(run=run_memorization)
+
+
+def run_memorization(options: argparse.Namespace) -> None:
+    import json
+
+    from pfgm_fast import data
+    from pfgm_fast.studies import memorization
+    from pfgm_fast.training.files import write_beside
+
+    where = device(options)
+    charges = data.load(options.data).charges().to(where)
+    samples = data.load(options.samples).charges().to(where).values()
+    found = memorization(samples, charges, options.threshold)
+    quartiles = found.ratio.quantile(found.ratio.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
+    print(f"samples        {len(samples)}, data {len(charges)}")
+    print(
+        f"copies         {int(found.copies.sum())} ({found.fraction:.2%}), ratio below {options.threshold:.3g}"
+    )
+    print("ratio          " + ", ".join(f"{q:.3f}" for q in quartiles) + " (least, quartiles, largest)")
+    if options.json:
+        columns = zip(found.ratio.tolist(), found.nearest.tolist(), found.distance.tolist(), strict=True)
+        rows = [{"ratio": a, "nearest": b, "distance": c} for a, b, c in columns]
+        write_beside(options.json, json.dumps({"copies": found.fraction, "samples": rows}).encode())
