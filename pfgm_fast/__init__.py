@@ -1,6 +1,5 @@
 """pfgm_fast: the exact empirical Poisson field of a whole data set, and the PFGM pipeline around it."""
 
-from pfgm_fast import ops as _ops  # noqa: F401 - registers the operators
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError
@@ -17,6 +16,7 @@ from pfgm_fast.ideal import IdealDenoiser
 from pfgm_fast.latents import encode, interpolate, round_trip
 from pfgm_fast.likelihood import bits_per_dim, log_likelihood
 from pfgm_fast.methods import PFGM
+from pfgm_fast.ops import registration as _registration  # noqa: F401 - registers the operators
 from pfgm_fast.ops.dispatch import info, use_backend
 from pfgm_fast.sampling import Samples, sample
 from pfgm_fast.steps import drift, euler_step, heun_step

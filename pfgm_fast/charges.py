@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.ops.schema import Query
 
 _HALF = (torch.bfloat16, torch.float16)
 _BLOCK_ELEMENTS = 1 << 22
@@ -57,7 +58,6 @@ class Charges:
         self.flat = checks.flat(self.data)
         self.log_weights = None if weights is None else self._log_weights(weights)
         self.labels = None if labels is None else self._labels(labels)
-        self.neighbor_distance: Tensor | None = None
         self._by_label: dict[int, tuple[Charges, Tensor]] = {}
         self.center, self.sq_norms = self._prepare()
 
@@ -182,38 +182,8 @@ class Charges:
             part.flat = checks.flat(part.data)
             part.log_weights = None if self.log_weights is None else self.log_weights[rows]
             part.sq_norms = self.sq_norms[rows]  # around this object's centre, which the part keeps
-            part.neighbor_distance = None if self.neighbor_distance is None else self.neighbor_distance[rows]
             self._by_label[label] = part, rows
         return self._by_label[label]
-
-    def prepare_neighbors(self) -> Charges:
-        """Compute each charge's distance to its nearest other charge (M,), rounded down, so that the `source` hint of the
-        field functions can prove at once that a query sees one charge. Costs M²N operations, once. Returns self.
-        """
-        if self.neighbor_distance is None:
-            nearest = torch.empty(len(self), dtype=self.value_dtype, device=self.device)
-            center = self.center.double()
-            # A product of N terms errs by at most N eps ‖a‖‖b‖ ≤ N eps (‖a‖² + ‖b‖²)/2: taken off, a lower bound is left.
-            norms = self.sq_norms
-            largest = norms.max()
-            slack = (self.dim + 8) * torch.finfo(self.value_dtype).eps
-            rows = max(1, min(1024, (1 << 26) // len(self)))
-            for start in range(0, len(self), rows):
-                stop = min(start + rows, len(self))
-                mine = (self._values(self.flat[start:stop], torch.float64) - center).to(self.value_dtype)
-                best = torch.full((stop - start,), math.inf, dtype=torch.float64, device=self.device)
-                for block in self.blocks():
-                    theirs = (self._values(self.flat[block], torch.float64) - center).to(self.value_dtype)
-                    squares = norms[start:stop, None] + norms[block] - 2 * (mine @ theirs.T)
-                    own = torch.arange(start, stop, device=self.device)[:, None]
-                    squares.masked_fill_(
-                        own == torch.arange(block.start, block.stop, device=self.device), math.inf
-                    )
-                    best = torch.minimum(best, squares.min(1).values)
-                bound = best - slack * (norms[start:stop] + largest)
-                nearest[start:stop] = bound.clamp(min=0).sqrt() * (1 - 1e-6)
-            self.neighbor_distance = nearest
-        return self
 
     def reweighted(self, weights: Tensor) -> Charges:
         """The same charges with other weights (M,), > 0; nothing else is prepared again."""
@@ -221,8 +191,8 @@ class Charges:
         other.log_weights = self._log_weights(weights)
         return other
 
-    def arguments(self, x: Tensor) -> tuple[Any, ...]:
-        """The operators' arguments from `charges` to `neighbor_distance` (docs/architecture.md), for queries like x.
+    def query(self, x: Tensor, r: Tensor, aug_dim: float) -> Query:
+        """The operators' `Query` for x (B, *shape) and r (B,), both already checked by themselves.
 
         Raises: ArgumentError where x's row shape, dtype or device are not the charges'.
         """
@@ -233,7 +203,10 @@ class Charges:
             raise ArgumentError(
                 f"x is {checks.names((x.dtype,))}, the charges {checks.names((self.dtype,))}: convert one of them"
             )
-        return self.flat, self.log_weights, self.center.to(x.dtype), self.sq_norms, self.neighbor_distance
+        return Query(
+            checks.flat(x), r, self.flat, self.log_weights, self.center.to(x.dtype), self.sq_norms,
+            self.divisor, self.offset, aug_dim,
+        )  # fmt: skip
 
     def mean_log_weight(self) -> float | Tensor:
         """log Σ q_j, what normalises a density."""

@@ -6,40 +6,33 @@ those of docs/architecture.md: w_j is the softmax over the charges of log q_j �
 
 Shared behaviour. A row of x that holds NaN or infinity gives a row of NaN. r ≤ 0 or NaN raises ArgumentError where reading
 it is free (CPU) and gives a row of NaN on a GPU. Wrong shapes, dtypes, devices and D ≤ 0 raise ArgumentError; a backend that
-cannot serve the call raises BackendError. `labels` (B,): each query sees only the charges of its class. `source` (B,): the
-charge each query was perturbed from, a hint that can save work after `Charges.prepare_neighbors()` and never changes
-the result. Derivatives with respect to x and r exist for all functions but `field_divergence` and are first-order.
+cannot serve the call raises BackendError. `labels` (B,): each query sees only the charges of its class. Derivatives with respect to x and r exist for all functions but `field_divergence` and are first-order.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
+from pfgm_fast.ops.schema import Query
 
 _ops = torch.ops.pfgm_fast
 
 
-def _query(
-    x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float, source: Tensor | None
-) -> tuple[Any, ...]:
-    """The operators' QUERY arguments; the one place where public arguments become flat ones."""
+def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Query:
+    """The one place where public arguments become flat ones."""
     x = checks.batch("x", x)
-    arguments = charges.arguments(x)
-    r = checks.per_row("r", r, x, positive=True)
-    if source is not None:
-        source = checks.index("source", source, x, len(charges))
-    return checks.flat(x), r, *arguments, source, charges.divisor, charges.offset, checks.aug_dim(aug_dim)
+    query = charges.query(x, checks.per_row("r", r, x, positive=True), aug_dim)
+    return query._replace(aug_dim=checks.aug_dim(aug_dim))
 
 
-Operator = Callable[[tuple[Any, ...]], tuple[Tensor, ...]]
-"""What is done with a QUERY; its outputs have B rows."""
+Operator = Callable[[Query], tuple[Tensor, ...]]
+"""What is done with a Query; its outputs have B rows."""
 
 
 def _over_classes(
@@ -49,34 +42,24 @@ def _over_classes(
     charges: Charges | Tensor,
     aug_dim: float,
     labels: Tensor | None,
-    source: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Call an operator once, or once a class with the rows and the charges of that class."""
     charges = as_charges(charges)
-    query = _query(x, r, charges, aug_dim, source)
+    query = _query(x, r, charges, aug_dim)
     if labels is None:
         return operator(query)
     labels = checks.index("labels", labels, x)
-    flat, radius = query[0], query[1]
+    flat, radius = query.x, query.r
     outputs: list[Tensor] = []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().flatten()
-        part, members = charges.of_label(label)
-        hint = None if source is None else _within(members, source[rows], len(charges))
+        part, _ = charges.of_label(label)
         # the class's rows have the shape that the charges' own check has already seen
-        results = operator(_query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim, hint))
+        results = operator(_query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim))
         if not outputs:
             outputs = [result.new_empty((len(flat), *result.shape[1:])) for result in results]
         outputs = [out.index_copy(0, rows, result) for out, result in zip(outputs, results, strict=True)]
     return tuple(outputs) if outputs else operator(query)
-
-
-def _within(members: Tensor, source: Tensor, count: int) -> Tensor | None:
-    """Rows of `source` in the numbering of one class; None where a hint names a charge of another class."""
-    place = members.new_full((count,), -1)
-    place[members] = torch.arange(len(members), device=members.device)
-    local = place[source]
-    return None if bool((local < 0).any()) else local
 
 
 def posterior_mean(
@@ -86,14 +69,13 @@ def posterior_mean(
     aug_dim: float = 1.0,
     *,
     labels: Tensor | None = None,  # (B,)
-    source: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """m = Σ_j w_j y_j (B, *shape): the mean of the data behind a perturbed point, the ideal denoiser.
 
     PFGM++ (arXiv 2302.04265) eq. 4 and proposition 1; D = ∞ is the denoiser of diffusion models. Inside the convex hull
     of the charges.
     """
-    mean, _ = _over_classes(lambda query: _ops.posterior_mean(*query), x, r, charges, aug_dim, labels, source)
+    mean, _ = _over_classes(lambda query: _ops.posterior_mean(*query), x, r, charges, aug_dim, labels)
     return mean.view(x.shape)
 
 
@@ -104,14 +86,13 @@ def poisson_field(
     aug_dim: float = 1.0,
     *,
     labels: Tensor | None = None,  # (B,)
-    source: Tensor | None = None,  # (B,)
 ) -> tuple[Tensor, Tensor]:
     """(E_x, E_r) ∝ the Poisson field: E_x = x − m (B, *shape) as a sum of differences, E_r = r (B,).
 
     PFGM (arXiv 2209.11178) eq. 4, PFGM++ (arXiv 2302.04265) eq. 3, scaled by Σ_j q_j/d_j^(N+D) > 0; it points away from
     the charges. On top of a lone charge E_x is 0.
     """
-    field, _ = _over_classes(lambda query: _ops.poisson_field(*query), x, r, charges, aug_dim, labels, source)
+    field, _ = _over_classes(lambda query: _ops.poisson_field(*query), x, r, charges, aug_dim, labels)
     return field.view(x.shape), checks.per_row("r", r, x, positive=False)
 
 
@@ -122,7 +103,6 @@ def pfgm_target(
     gamma: float = 5.0,
     *,
     labels: Tensor | None = None,  # (B,)
-    source: Tensor | None = None,  # (B,)
 ) -> tuple[Tensor, Tensor]:
     """v = −√N E/(‖E‖ + γ), the training target of PFGM: v_x (B, *shape) and v_z (B,), with D = 1.
 
@@ -131,11 +111,11 @@ def pfgm_target(
     """
     gamma = checks.nonnegative("gamma", gamma)
 
-    def operator(query: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def operator(query: Query) -> tuple[Tensor, Tensor]:
         field, _ = _ops.poisson_field(*query)
-        return _ops.normalize_field(field, query[1], gamma)
+        return _ops.normalize_field(field, query.r, gamma)
 
-    vx, vz = _over_classes(operator, x, z, charges, 1.0, labels, source)
+    vx, vz = _over_classes(operator, x, z, charges, 1.0, labels)
     return vx.view(x.shape), vz
 
 
@@ -171,7 +151,6 @@ def log_density(
     aug_dim: float = 1.0,
     *,
     labels: Tensor | None = None,  # (B,)
-    source: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """log p_r(x) (B,) in nats: the normalised density over R^N of the data perturbed at r.
 
@@ -179,7 +158,7 @@ def log_density(
     Gaussian of standard deviation r where D = ∞. Sums in float64, returned in x's dtype.
     """
     charges = as_charges(charges)
-    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels, source)
+    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels)
     radius = checks.per_row("r", r, x, positive=False)
     if labels is None:
         total: float | Tensor = charges.mean_log_weight()
@@ -196,13 +175,12 @@ def score(
     aug_dim: float = 1.0,
     *,
     labels: Tensor | None = None,  # (B,)
-    source: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """∇_x log p_r(x) = −(N + D) Σ_j w_j (x − y_j)/d²_j (B, *shape); D = ∞: (m − x)/σ².
 
     PFGM++ (arXiv 2302.04265) section 3: the field is the score times a factor only at D = ∞.
     """
-    gradient, *_ = _over_classes(lambda query: _ops.score(*query), x, r, charges, aug_dim, labels, source)
+    gradient, *_ = _over_classes(lambda query: _ops.score(*query), x, r, charges, aug_dim, labels)
     return gradient.view(x.shape)
 
 
@@ -220,11 +198,11 @@ def field_divergence(
     field, dx/dr = (x − m)/r, has the divergence of this over r: the instantaneous change of variables without an estimate.
     """
 
-    def operator(query: tuple[Any, ...]) -> tuple[Tensor]:
+    def operator(query: Query) -> tuple[Tensor]:
         gradient, field, _, trace, _ = _ops.score(*query)
-        return (query[0].shape[1] - trace - (field * gradient).sum(1),)
+        return (query.x.shape[1] - trace - (field * gradient).sum(1),)
 
-    (divergence,) = _over_classes(operator, x, r, charges, aug_dim, labels, None)
+    (divergence,) = _over_classes(operator, x, r, charges, aug_dim, labels)
     return divergence.detach()
 
 
@@ -243,8 +221,8 @@ def field_step(
     on the posterior mean.
     """
 
-    def operator(query: tuple[Any, ...]) -> tuple[Tensor]:
-        return (_ops.field_step(*query[:-1], query[-1], next_radius[: len(query[0])]),)
+    def operator(query: Query) -> tuple[Tensor]:
+        return (_ops.field_step(*query, next_radius[: len(query.x)]),)
 
     next_radius = checks.per_row(
         "z_next", z_next, x if isinstance(x, Tensor) else checks.batch("x", x), positive=False
@@ -253,5 +231,5 @@ def field_step(
         field, r = poisson_field(x, z, charges, aug_dim, labels=labels)
         factor = ((next_radius - r) / r).view(-1, *[1] * (x.dim() - 1))
         return x + factor * field
-    (stepped,) = _over_classes(operator, x, z, charges, aug_dim, None, None)
+    (stepped,) = _over_classes(operator, x, z, charges, aug_dim, None)
     return stepped.view(x.shape)

@@ -118,10 +118,6 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
         ),
         "no charge has the label 7",
     ),
-    "source out of range": (
-        lambda: pf.poisson_field(X, R, Y, source=torch.tensor([0, 5])),
-        "source must lie in [0, 5); it holds 5",
-    ),
     "an unknown backend": (
         lambda: pf.use_backend("cudnn"),
         "use_backend(name) must be 'auto' or one of reference, cpu, triton, cuda; got 'cudnn'",

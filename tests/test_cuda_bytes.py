@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast.backends import reference
+from pfgm_fast.ops.schema import Query
 from tests import cuda_tools
 from tests.cases import TOLERANCE, Case, direction_error
 
@@ -37,7 +38,7 @@ def _case(batch: int, count: int, dim: int, spread: float, aug_dim: float = 1.0)
 
 def _call(op: str, case: Case, *more: Tensor) -> tuple[Tensor, ...]:
     charges = pf.Charges(case.charges, case.weights)
-    query = (case.x, case.r, *charges.arguments(case.x), None, charges.divisor, charges.offset, case.aug_dim)
+    query = charges.query(case.x, case.r, case.aug_dim)
     result = getattr(torch.ops.pfgm_fast_cuda, op)(*query, *more)
     return result if isinstance(result, tuple) else (result,)
 
@@ -45,20 +46,8 @@ def _call(op: str, case: Case, *more: Tensor) -> tuple[Tensor, ...]:
 def _exact(op: str, case: Case, *more: Tensor) -> tuple[Tensor, ...]:
     values = pf.Charges(case.charges).values().double()
     weights = None if case.weights is None else case.weights.double().log()
-    query = (
-        case.x.double(),
-        case.r.double(),
-        values,
-        weights,
-        None,
-        None,
-        None,
-        None,
-        1.0,
-        0.0,
-        case.aug_dim,
-    )
-    result = getattr(reference, op)(*query, *(value.double() for value in more))
+    query = Query(case.x.double(), case.r.double(), values, weights, None, None, 1.0, 0.0, case.aug_dim)
+    result = getattr(reference, op)(query, *(value.double() for value in more))
     return result if isinstance(result, tuple) else (result,)
 
 

@@ -79,18 +79,18 @@ def test_score_and_moments(name: str) -> None:
     case = CASES[name]()
     charges, u = pf.Charges(case.charges, case.weights), torch.randn_like(case.x)
     x, r, exact = _exact(case)
-    query = (case.x, case.r, *charges.arguments(case.x), None, charges.divisor, charges.offset, case.aug_dim)
-    exact_query = (x, r, *exact.arguments(x), None, 1.0, 0.0, case.aug_dim)
+    query = charges.query(case.x, case.r, case.aug_dim)
+    exact_query = exact.query(x, r, case.aug_dim)
     names = ("gradient", "field", "rate", "trace", "lse")
     got = torch.ops.pfgm_fast_cuda.score(*query)
-    for label, value, expected in zip(names, got, reference.score(*exact_query), strict=True):
+    for label, value, expected in zip(names, got, reference.score(exact_query), strict=True):
         error = (value - expected).flatten(1).norm(dim=1) if value.dim() > 1 else (value - expected).abs()
         size = expected.flatten(1).norm(dim=1) if value.dim() > 1 else expected.abs()
         floor = 1e-6 * size.max() + (1e-6 / case.r.double() if label == "gradient" else 0)
         assert (error / (size + floor)).max() <= 5e-5, label
     for power in (0, 1, 2):
         moment, projection = torch.ops.pfgm_fast_cuda.second_moment(*query, u, power)
-        expected_moment, expected_projection = reference.second_moment(*exact_query, u.double(), power)
+        expected_moment, expected_projection = reference.second_moment(exact_query, u.double(), power)
         scale = expected_moment.norm(dim=1) + 1e-3 * expected_moment.norm(dim=1).max()
         assert ((moment - expected_moment).norm(dim=1) / scale).max() <= 1e-4
         floor = expected_projection.abs() + 1e-3 * expected_projection.abs().max()
@@ -131,12 +131,10 @@ def test_bad_rows_become_nan_and_others_do_not(dim: int, byte: bool) -> None:
     charges = pf.Charges(y)
     expected, _ = pf.poisson_field(x, r, charges)
     x[1, 1], x[3, 0] = math.nan, math.inf
-    query = charges.arguments(x)
     r[4], r[5] = -1.0, math.nan
+    query = charges.query(x, r, 1.0)
     for op in ("poisson_field", "posterior_mean", "log_density", "score"):
-        outputs = getattr(torch.ops.pfgm_fast_cuda, op)(
-            x, r, *query, None, charges.divisor, charges.offset, 1.0
-        )
+        outputs = getattr(torch.ops.pfgm_fast_cuda, op)(*query)
         for value in outputs if isinstance(outputs, tuple) else (outputs,):
             assert value[[1, 3, 4, 5]].isnan().all()
             assert value[[0, 2]].isfinite().all()

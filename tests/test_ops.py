@@ -19,7 +19,7 @@ def _arguments(op: str, requires_grad: bool = False) -> tuple[tuple, dict]:
         torch.randn(4, 6).requires_grad_(requires_grad),
         (torch.rand(4) + 0.5).requires_grad_(requires_grad),
     )
-    query = (x, r, torch.randn(9, 6), None, None, None, None, None, 1.0, 0.0, 1.0)
+    query = (x, r, torch.randn(9, 6), None, None, None, 1.0, 0.0, 1.0)
     z, z_next, vx, vz = torch.tensor(3.0), torch.tensor(2.0), torch.randn(4, 6), -torch.rand(4) - 0.5
     step = (vx, vz, z, 5.0, 5.0)
     return {

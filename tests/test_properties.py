@@ -137,30 +137,6 @@ def test_one_and_two_threads_agree(shape: tuple[int, int, int], dtype: torch.dty
     assert direction_error(found[0], found[1].double(), r) <= 1e-6
 
 
-@LAWS
-@given(problems(), st.integers(0, 2**31 - 1))
-def test_the_hint_never_changes_the_result(problem: tuple[Tensor, Tensor, Tensor, float], seed: int) -> None:
-    """Right, wrong or useless, `source` is a hint."""
-    x, r, stored, aug_dim = problem
-    charges = pf.Charges(stored).prepare_neighbors()
-    source = torch.randint(len(stored), (len(x),), generator=torch.Generator().manual_seed(seed))
-    nearest = torch.cdist(x, charges.values()).argmin(1)
-    plain = _exact(x, r, stored, aug_dim)
-    with pf.use_backend("cpu"):
-        for hint in (source, nearest):
-            hinted = pf.poisson_field(x, r, charges, aug_dim, source=hint)[0]
-            assert direction_error(hinted, plain, r) <= TOLERANCE
-
-
-def test_the_hint_is_taken_where_it_proves() -> None:
-    """A row next to a charge that stands alone: its field is exactly one difference, hint or not."""
-    charges = pf.Charges(10 * torch.randn(50, 64)).prepare_neighbors()
-    x = charges.values()[:5] + 1e-3
-    with pf.use_backend("cpu"):
-        hinted = pf.poisson_field(x, 1e-3, charges, source=torch.arange(5))[0]
-    assert torch.equal(hinted, x - charges.values()[:5])
-
-
 def test_bytes_are_decoded_as_pytorch_decodes_them() -> None:
     """A lone charge is its own mean: all 256 values to the bit, in every lane."""
     byte = torch.arange(256, dtype=torch.uint8).repeat(3)[None, :701]

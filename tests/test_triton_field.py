@@ -113,10 +113,9 @@ def test_score_and_divergence(name: str) -> None:
 def test_second_moment(name: str, power: int) -> None:
     case = CASES[name]()
     charges, u = pf.Charges(case.charges), torch.randn(case.x.shape)
-    rest = (None, None, charges.divisor, charges.offset, case.aug_dim)
-    exact = (case.x.double(), case.r.double(), charges.values().double(), None, None, None, *rest)
-    moment, projection = reference.second_moment(*exact, u.double(), power)
-    query = (case.x, case.r, charges.flat, None, charges.center, charges.sq_norms, *rest)
+    query = charges.query(case.x, case.r, case.aug_dim)
+    exact = query._replace(x=case.x.double(), r=case.r.double(), charges=charges.values().double())
+    moment, projection = reference.second_moment(exact, u.double(), power)
     with pf.use_backend("triton"):
         got, got_projection = torch.ops.pfgm_fast.second_moment(*query, u, power)
     # Where the query sees one charge the moment is a product of that charge's ρ: its rounding is relative to |ρ·u|.
@@ -162,23 +161,15 @@ def test_bad_rows_become_nan_and_others_do_not(kind: str) -> None:
     good = x.clone()
     x[1, 2], x[3, 0], x[5, 1], r[6] = math.nan, math.inf, -math.inf, math.nan
     charges = pf.Charges(y)
-    query = (
-        charges.flat,
-        None,
-        charges.center,
-        charges.sq_norms,
-        None,
-        None,
-        charges.divisor,
-        charges.offset,
-        1.0,
-    )
+    query = charges.query(x, r, 1.0)
+    well = charges.query(good, torch.full((7,), 0.5), 1.0)
     with pf.use_backend("triton"):
-        field, lse = torch.ops.pfgm_fast.poisson_field(x, r, *query)
-        expected, expected_lse = torch.ops.pfgm_fast.poisson_field(good, torch.full((7,), 0.5), *query)
+        field, lse = torch.ops.pfgm_fast.poisson_field(*query)
+        expected, expected_lse = torch.ops.pfgm_fast.poisson_field(*well)
         for bad in (0.0, -1.0, math.inf):
-            assert torch.ops.pfgm_fast.poisson_field(good[:1], torch.tensor([bad]), *query)[0].isnan().all()
-        score = torch.ops.pfgm_fast.score(x, r, *query)
+            worse = well._replace(x=good[:1], r=torch.tensor([bad]))
+            assert torch.ops.pfgm_fast.poisson_field(*worse)[0].isnan().all()
+        score = torch.ops.pfgm_fast.score(*query)
     assert field[[1, 3, 5, 6]].isnan().all()
     assert lse[[1, 3, 5, 6]].isnan().all()
     assert all(out[[1, 3, 5, 6]].isnan().all() and not out[[0, 2, 4]].isnan().any() for out in score)
@@ -289,7 +280,7 @@ def test_tiles_without_weight_are_not_read() -> None:
 @pytest.mark.parametrize("op", ["poisson_field", "log_density", "score"])
 def test_opcheck(op: str) -> None:
     x, r = torch.randn(4, 6).requires_grad_(), (torch.rand(4) + 0.5).requires_grad_()
-    query = (x, r, torch.randn(9, 6), None, None, None, None, None, 1.0, 0.0, 1.0)
+    query = (x, r, torch.randn(9, 6), None, None, None, 1.0, 0.0, 1.0)
     with pf.use_backend("triton"):
         torch.library.opcheck(getattr(torch.ops.pfgm_fast, op).default, query)
 

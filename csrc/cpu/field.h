@@ -21,8 +21,6 @@ struct FieldCall {
   const double* log_weights;  // (M,) or null
   const void* center;         // (N,) T, or null together with sq_norms
   const double* sq_norms;     // (M,) around center
-  const void* neighbor_distance;  // (M,) T or null
-  const int64_t* source;          // (B,) or null
   double divisor, offset, aug_dim;
   const void* u = nullptr;       // moment: (B, N) T
   int64_t power = 0;             // moment

@@ -1,4 +1,4 @@
-// field_step(QUERY, r_next): x + (r' − r)/r · (x − m), one Euler step in the true field.
+// field_step(query, r_next): x + (r' − r)/r · (x − m), one Euler step in the true field.
 #include <tuple>
 
 #include "query.h"

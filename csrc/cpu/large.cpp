@@ -65,27 +65,14 @@ void Large::prepare() {
   }
 }
 
-/// The field at x is that of charge `source` alone: every other charge is at least neighbor_distance − ‖x − y‖ away.
-bool Large::proven_by_hint(int64_t row, Work& work) {
-  if (!call_.source || call_.log_weights) return false;
-  const int64_t j = call_.source[row];
-  const double near2 = k_.distance(x(row), charges_, j), near = std::sqrt(near2);
-  const double far = static_cast<const float*>(call_.neighbor_distance)[j] - near;
-  if (far <= near) return false;
-  const Law law(N_, call_.aug_dim, radius(row), near2);
-  if (law.log_weight(far * far - near2) > -threshold()) return false;
-  finish_one(row, j, near2, work);
-  return true;
-}
-
 void Large::block(int64_t first, int64_t last) {
   std::vector<RowFacts> active;
   std::vector<char> keep(last - first);
-  share_out(parallel_, last - first, [&] {
-    return [&, work = Work(*this)](int64_t i) mutable {
-      if (!row_is_good<float>(call_, first + i)) spoil_row<float>(call_, first + i);
-      else keep[i] = !proven_by_hint(first + i, work);
-    };
+  parallel_(0, last - first, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      keep[i] = row_is_good<float>(call_, first + i);
+      if (!keep[i]) spoil_row<float>(call_, first + i);
+    }
   });
   for (int64_t i = 0; i < last - first; ++i)
     if (keep[i]) active.push_back({first + i, 0, 0, 0, 0, 0});

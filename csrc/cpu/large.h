@@ -67,7 +67,6 @@ class Large {
   // ---- large.cpp ----
   void prepare();
   void block(int64_t first, int64_t last);
-  bool proven_by_hint(int64_t row, Work& work);
   void center_rows(std::vector<RowFacts>& rows);
   void settle_by_floats(std::vector<RowFacts>& rows);
   void answer(const std::vector<RowFacts>& rows, int64_t first, int64_t last);

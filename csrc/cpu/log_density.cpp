@@ -1,4 +1,4 @@
-// log_density(QUERY): the relative log-sum-exp.
+// log_density(query): the relative log-sum-exp.
 #include <tuple>
 
 #include "query.h"

@@ -1,4 +1,4 @@
-// poisson_field(QUERY): x − m as a sum of differences, and the relative log-sum-exp.
+// poisson_field(query): x − m as a sum of differences, and the relative log-sum-exp.
 #include <tuple>
 
 #include "query.h"

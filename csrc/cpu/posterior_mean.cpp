@@ -1,4 +1,4 @@
-// posterior_mean(QUERY): m = Σ w y, and the relative log-sum-exp.
+// posterior_mean(query): m = Σ w y, and the relative log-sum-exp.
 #include <tuple>
 
 #include "query.h"

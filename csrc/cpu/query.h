@@ -1,4 +1,4 @@
-// QUERY (docs/architecture.md): the arguments that every field operator begins with, checked and turned into a FieldCall.
+// Query (docs/architecture.md): the arguments that every field operator begins with, checked and turned into a FieldCall.
 #pragma once
 
 #include "field.h"
@@ -6,12 +6,11 @@
 
 namespace pfgm {
 
-#define PFGM_QUERY_PARAMETERS                                                                                       \
-  const Tensor &x, const Tensor &r, const Tensor &charges, const ::pfgm::Optional &log_weights,                    \
-      const ::pfgm::Optional &center, const ::pfgm::Optional &sq_norms, const ::pfgm::Optional &neighbor_distance, \
-      const ::pfgm::Optional &source, double divisor, double offset, double aug_dim
-#define PFGM_QUERY_ARGUMENTS \
-  x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+#define PFGM_QUERY_PARAMETERS                                                                      \
+  const Tensor &x, const Tensor &r, const Tensor &charges, const ::pfgm::Optional &log_weights,    \
+      const ::pfgm::Optional &center, const ::pfgm::Optional &sq_norms, double divisor, double offset, \
+      double aug_dim
+#define PFGM_QUERY_ARGUMENTS x, r, charges, log_weights, center, sq_norms, divisor, offset, aug_dim
 
 inline FieldCall field_call(Wanted wanted, PFGM_QUERY_PARAMETERS) {
   require_matrix(x, "x must be (B, N) and contiguous");
@@ -24,7 +23,6 @@ inline FieldCall field_call(Wanted wanted, PFGM_QUERY_PARAMETERS) {
   require(charges.sizes()[0] > 0 && charges.sizes()[1] > 0, "there must be charges, and N must be at least 1");
   require(!log_weights || log_weights->scalar_type() == ScalarType::Double, "log_weights must be float64");
   require(!sq_norms || sq_norms->scalar_type() == ScalarType::Double, "sq_norms must be float64");
-  require(!source || source->scalar_type() == ScalarType::Long, "source must be int64");
   FieldCall call{};
   call.wanted = wanted;
   call.is_double = x.scalar_type() == ScalarType::Double;
@@ -39,10 +37,6 @@ inline FieldCall field_call(Wanted wanted, PFGM_QUERY_PARAMETERS) {
   if (center && sq_norms && center->scalar_type() == x.scalar_type()) {
     call.center = center->const_data_ptr();
     call.sq_norms = static_cast<const double*>(sq_norms->const_data_ptr());
-  }
-  if (source && neighbor_distance && neighbor_distance->scalar_type() == x.scalar_type()) {
-    call.source = static_cast<const int64_t*>(source->const_data_ptr());
-    call.neighbor_distance = neighbor_distance->const_data_ptr();
   }
   call.divisor = divisor;
   call.offset = offset;

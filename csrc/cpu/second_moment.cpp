@@ -1,4 +1,4 @@
-// second_moment(QUERY, u, power): Σ w c^power (ρ·u) ρ and Σ w c^power (ρ·u).
+// second_moment(query, u, power): Σ w c^power (ρ·u) ρ and Σ w c^power (ρ·u).
 #include <tuple>
 
 #include "query.h"

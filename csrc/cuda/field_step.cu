@@ -1,4 +1,4 @@
-// field_step(QUERY, r_next): x + (r' − r)/r · (x − m).
+// field_step(query, r_next): x + (r' − r)/r · (x − m).
 #include <tuple>
 
 #include "query.h"

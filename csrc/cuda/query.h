@@ -1,4 +1,4 @@
-// QUERY (docs/architecture.md): the arguments that every field operator begins with, checked and turned into a FieldCall.
+// Query (docs/architecture.md): the arguments that every field operator begins with, checked and turned into a FieldCall.
 #pragma once
 
 #include "field.h"
@@ -8,12 +8,11 @@ namespace pfgm {
 
 using Optional = std::optional<Tensor>;
 
-#define PFGM_QUERY_PARAMETERS                                                                                      \
-  const Tensor &x, const Tensor &r, const Tensor &charges, const ::pfgm::Optional &log_weights,                   \
-      const ::pfgm::Optional &center, const ::pfgm::Optional &sq_norms, const ::pfgm::Optional &neighbor_distance, \
-      const ::pfgm::Optional &source, double divisor, double offset, double aug_dim
-#define PFGM_QUERY_ARGUMENTS \
-  x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
+#define PFGM_QUERY_PARAMETERS                                                                      \
+  const Tensor &x, const Tensor &r, const Tensor &charges, const ::pfgm::Optional &log_weights,    \
+      const ::pfgm::Optional &center, const ::pfgm::Optional &sq_norms, double divisor, double offset, \
+      double aug_dim
+#define PFGM_QUERY_ARGUMENTS x, r, charges, log_weights, center, sq_norms, divisor, offset, aug_dim
 
 inline const void* pointer_or_null(const Optional& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
@@ -21,7 +20,6 @@ inline const void* pointer_or_null(const Optional& tensor) { return tensor ? ten
 class Query {
  public:
   Query(PFGM_QUERY_PARAMETERS) : guard_(x.get_device_index()), scratch_(x) {
-    (void)neighbor_distance, (void)source;  // hints: they never change a result
     require_matrix(x, "x must be (B, N) and contiguous");
     require_matrix(charges, "charges must be (M, N) and contiguous");
     require_rows(r, x, "r must be (B,) and contiguous");

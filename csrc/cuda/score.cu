@@ -1,4 +1,4 @@
-// score(QUERY): g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp.
+// score(query): g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp.
 #include <tuple>
 
 #include "query.h"

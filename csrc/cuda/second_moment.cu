@@ -1,4 +1,4 @@
-// second_moment(QUERY, u, power): Σ w c^k (ρ·u) ρ and Σ w c^k (ρ·u).
+// second_moment(query, u, power): Σ w c^k (ρ·u) ρ and Σ w c^k (ρ·u).
 #include <tuple>
 
 #include "query.h"

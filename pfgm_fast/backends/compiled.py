@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from pfgm_fast.ops.schema import FIELD_OPERATORS
+
 NEEDS = {"_C": "a C++ compiler", "_C_cuda": "nvcc and a CUDA build of PyTorch"}
 
 
@@ -36,8 +38,11 @@ def lacks(namespace: str, function: str, device: str) -> str | None:
 
 @cache
 def operator(namespace: str, function: str) -> Any:
-    """The operator behind a backend function: `euler_step_out` is the overload `euler_step.out`."""
+    """The backend function of an operator: `euler_step_out` is the overload `euler_step.out`; a field operator's takes a Query."""
     packets = getattr(torch.ops, namespace)
     if function.endswith("_out"):
         return getattr(packets, function.removesuffix("_out")).out
-    return getattr(packets, function).default
+    compiled = getattr(packets, function).default
+    if function in FIELD_OPERATORS:
+        return lambda query, *more: compiled(*query, *more)
+    return compiled

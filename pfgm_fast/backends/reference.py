@@ -1,7 +1,7 @@
 """The definition of right: every operator in plain PyTorch, by direct differences, in the dtype that it is given.
 
-Written to be read. `x` is (B, N), `charges` (M, N) of x's dtype or uint8; the QUERY arguments that only help speed
-(`center`, `sq_norms`, `neighbor_distance`, `source`) are not looked at. One query at a time, charges in chunks, so that
+Written to be read. The field operators take a `Query`, of which `center` and `sq_norms`, which only help speed, are not
+looked at. One query at a time, charges in chunks, so that
 memory stays O(M + chunk N). Run it in float64 to judge the others.
 """
 
@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pfgm_fast.ops.schema import Query
 
 CHUNK_ELEMENTS = 1 << 22
 """Elements of the largest intermediate (charges in a chunk times N): 32 MiB in float64."""
@@ -85,23 +87,22 @@ def weighted_difference(
     return total
 
 
-def posterior_mean(
-    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
-):
+def posterior_mean(query: Query) -> tuple[Tensor, Tensor]:
     """m_i = Σ_j w_ij y_j and the relative log-sum-exp (float64)."""
-    mean = torch.empty_like(x)
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
+    mean = torch.zeros_like(x)
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
     for i in range(x.shape[0]):
         seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
-        mean[i] = sum(seen.weights[part] @ y for part, y in chunks(charges, divisor, offset, x.dtype))
+        for part, y in chunks(charges, divisor, offset, x.dtype):
+            mean[i] += seen.weights[part] @ y
         lse[i] = seen.lse
     return mean, lse
 
 
-def poisson_field(
-    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
-):
+def poisson_field(query: Query) -> tuple[Tensor, Tensor]:
     """x_i − m_i = −Σ_j w_ij ρ_ij, a sum of differences, and the relative log-sum-exp (float64)."""
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
     field = torch.empty_like(x)
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
     for i in range(x.shape[0]):
@@ -111,8 +112,9 @@ def poisson_field(
     return field, lse
 
 
-def score(x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim):
+def score(query: Query) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp."""
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
     gradient, field = torch.empty_like(x), torch.empty_like(x)
     rate, trace = torch.empty_like(r), torch.empty_like(r)
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
@@ -127,32 +129,18 @@ def score(x, r, charges, log_weights, center, sq_norms, neighbor_distance, sourc
     return gradient, field, rate, trace, lse
 
 
-def log_density(
-    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
-):
+def log_density(query: Query) -> Tensor:
     """log Σ_j q_j (1 + ‖ρ_j‖²/r²)^(−p) in float64; D = ∞: log Σ_j q_j exp(−‖ρ_j‖²/(2σ²))."""
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
     lse = x.new_empty(x.shape[0], dtype=torch.float64)
     for i in range(x.shape[0]):
         lse[i] = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim).lse
     return lse
 
 
-def second_moment(
-    x,
-    r,
-    charges,
-    log_weights,
-    center,
-    sq_norms,
-    neighbor_distance,
-    source,
-    divisor,
-    offset,
-    aug_dim,
-    u,
-    power,
-):
+def second_moment(query: Query, u: Tensor, power: int) -> tuple[Tensor, Tensor]:
     """Σ_j w_j c_j^power (ρ_j·u) ρ_j (B, N) and Σ_j w_j c_j^power (ρ_j·u) (B,)."""
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
     moment, projection = torch.empty_like(x), torch.empty_like(r)
     for i in range(x.shape[0]):
         seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
@@ -163,14 +151,10 @@ def second_moment(
     return moment, projection
 
 
-def field_step(
-    x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim, r_next
-):
+def field_step(query: Query, r_next: Tensor) -> Tensor:
     """One Euler step of dx/dr = E_x/E_r = (x − m)/r in the true field (PFGM eq. 6, PFGM++ eq. 5)."""
-    field, _ = poisson_field(
-        x, r, charges, log_weights, center, sq_norms, neighbor_distance, source, divisor, offset, aug_dim
-    )
-    return x + ((r_next - r) / r)[:, None] * field
+    field, _ = poisson_field(query)
+    return query.x + ((r_next - query.r) / query.r)[:, None] * field
 
 
 def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Tensor]:

@@ -115,8 +115,7 @@ class PFGM(Hyperparameters):
         """
         with torch.no_grad():
             x, z = self.perturb(images, generator)
-            source = index if charges.neighbor_distance is not None else None
-            target, target_z = pfgm_target(x, z, charges, self.gamma, source=source, labels=labels)
+            target, target_z = pfgm_target(x, z, charges, self.gamma, labels=labels)
         vx, vz = net(x, z, labels) if labels is not None else net(x, z)
         squares = (vx.float() - target).square().flatten(1).sum(1) + (vz.float() - target_z).square()
         return squares / (charges.dim + 1)

@@ -1,5 +1,1 @@
-"""The operators: schemas, fake kernels, autograd, the backend table. Importing this registers them."""
-
-from pfgm_fast.ops import schema
-
-schema.register()
+"""The operators: schemas, registration with PyTorch, derivatives, the backend table."""

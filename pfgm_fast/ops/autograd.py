@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.backends import reference
+from pfgm_fast.ops.schema import Query
 
-QUERY_LENGTH = 11
+QUERY_LENGTH = len(Query._fields)
+QUERY_TENSORS = Query._fields.index("divisor")
 
 
 def _rows(a: Tensor, b: Tensor) -> Tensor:
@@ -31,32 +33,32 @@ def _outer(scale: Tensor, rows: Tensor) -> Tensor:
 
 
 def _save_query(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.tensors = [value if isinstance(value, Tensor) else None for value in inputs[:8]]
+    ctx.tensors = [value if isinstance(value, Tensor) else None for value in inputs[:QUERY_TENSORS]]
     ctx.save_for_backward(*(value for value in ctx.tensors if value is not None))
     ctx.present = [value is not None for value in ctx.tensors]
     del ctx.tensors
-    ctx.numbers = inputs[8:QUERY_LENGTH]
+    ctx.numbers = inputs[QUERY_TENSORS:QUERY_LENGTH]
 
 
-def _query(ctx: Any) -> tuple[Any, ...]:
+def _query(ctx: Any) -> Query:
     saved = iter(ctx.saved_tensors)
-    return (*(next(saved) if there else None for there in ctx.present), *ctx.numbers)
+    return Query._make((*(next(saved) if there else None for there in ctx.present), *ctx.numbers))
 
 
-def _log_derivative(query: tuple[Any, ...], want: Tensor) -> tuple[Tensor, Tensor]:
+def _log_derivative(query: Query, want: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient of the relative log-sum-exp with respect to x and r, times want (B,).
 
     In r: (1 + ‖ρ‖²/r²)^(−p) gives (N + D)/r − r s = t/r, and exp(−‖ρ‖²/(2σ²)) gives Σ w ‖ρ‖²/σ³ = t/σ.
     """
-    x, r = query[0], query[1]
+    x, r = query.x, query.r
     gradient, _, _, trace, _ = torch.ops.pfgm_fast.score(*query)
     want = want.to(x.dtype)
     return _outer(want, gradient), want * trace / r
 
 
-def _mean_transpose(ctx: Any, query: tuple[Any, ...], u: Tensor) -> tuple[Tensor, Tensor]:
+def _mean_transpose(ctx: Any, query: Query, u: Tensor) -> tuple[Tensor, Tensor]:
     """J_mᵀ u (B, N) and (∂m/∂r)·u (B,)."""
-    r, aug_dim = query[1], query[10]
+    r, aug_dim = query.r, query.aug_dim
     u = u.contiguous()
     gradient, field, rate, trace, _ = torch.ops.pfgm_fast.score(*query)
     moment, projection = torch.ops.pfgm_fast.second_moment(*query, u, 1)
@@ -69,13 +71,12 @@ def _mean_transpose(ctx: Any, query: tuple[Any, ...], u: Tensor) -> tuple[Tensor
     return by_x, _gaussian_cubic(query, u) / r**3 - trace / r * along
 
 
-def _gaussian_cubic(query: tuple[Any, ...], u: Tensor) -> Tensor:
+def _gaussian_cubic(query: Query, u: Tensor) -> Tensor:
     """Σ w ‖ρ‖² (ρ·u) (B,), which only ∂m/∂σ at D = ∞ needs: σ³ ∂w_j/∂σ = w_j (‖ρ_j‖² − Σ w ‖ρ‖²).
 
     No kernel has this moment; it is summed by the reference, row by row, and only where r wants a gradient.
     """
-    x, r, charges, log_weights = query[:4]
-    divisor, offset, aug_dim = query[8:]
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
     out = torch.empty_like(r)
     for i in range(x.shape[0]):
         seen = reference.row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
@@ -110,7 +111,7 @@ def _log_density_backward(ctx: Any, want: Tensor) -> tuple[Any, ...]:
 
 def _field_step_backward(ctx: Any, want: Tensor) -> tuple[Any, ...]:
     query, r_next = _query(ctx), ctx.r_next
-    r = query[1]
+    r = query.r
     factor = (r_next - r) / r
     field, _ = torch.ops.pfgm_fast.poisson_field(*query)
     by_x, by_r = _mean_transpose(ctx, query, want)
@@ -135,7 +136,7 @@ def _score_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) 
 
 def _score_backward(ctx: Any, want: Tensor, *_: Tensor) -> tuple[Any, ...]:
     query = _query(ctx)
-    x, r, aug_dim = query[0], query[1], query[10]
+    x, r, aug_dim = query.x, query.r, query.aug_dim
     want = want.contiguous()
     gradient, _, rate, _, _ = torch.ops.pfgm_fast.score(*query)
     moment, projection = torch.ops.pfgm_fast.second_moment(*query, want, 2)

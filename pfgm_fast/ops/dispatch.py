@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, BackendError
-from pfgm_fast.ops.schema import FIELD_OPERATORS, function_name
+from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
 
 TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
@@ -22,6 +22,7 @@ TABLE: dict[str, tuple[str, ...]] = {
 """device → backends in the order of preference. A backend that `refuses` a call (by operator, device or dtype) is passed
 over under `auto`; which of its kernels serves which shape is a backend's own affair."""
 
+QUERY_LENGTH = len(Query._fields)
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "PFGM_FAST_BACKEND"
 _START = os.environ.get(ENVIRONMENT, "auto")  # read once: every call of every operator asks
@@ -115,15 +116,17 @@ def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) 
 def kernel(op: str) -> Callable[..., Any]:
     """The front operator's kernel: ask the table, call the backend's function of the same name."""
     name = function_name(op)
-    sums_charges = op in FIELD_OPERATORS
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        x = args[0]
-        charges = args[2] if sums_charges else None
-        return getattr(choose(name, x, charges), name)(*args, **kwargs)
+        return getattr(choose(name, args[0], None), name)(*args, **kwargs)
 
-    call.__name__ = name
-    return call
+    def call_field(*args: Any) -> Any:
+        query = Query(*args[:QUERY_LENGTH])
+        return getattr(choose(name, query.x, query.charges), name)(query, *args[QUERY_LENGTH:])
+
+    kernel = call_field if op in FIELD_OPERATORS else call
+    kernel.__name__ = name
+    return kernel
 
 
 def unwatched(op: str, x: Tensor) -> Callable[..., Any] | None:

@@ -1,24 +1,35 @@
-"""The operators: one table of schemas, registered with PyTorch's dispatcher in three namespaces.
+"""The contract: what every operator takes and returns, one table of schemas, and `Query`, which the field operators begin with.
 
-`pfgm_fast`       what the package calls: fake kernels, autograd (`ops.autograd`) and one Python kernel that asks the
-                  backend table (`ops.dispatch`) at run time, so `use_backend` works inside compiled code too.
-`pfgm_fast_cpu`   kernels supplied by the C++ library `_C` (csrc/cpu).
-`pfgm_fast_cuda`  kernels supplied by the C++ library `_C_cuda` (csrc/cuda).
-
-Inside an operator every array is flat: x is (B, N), charges are (M, N). docs/architecture.md has the contract.
+Inside an operator every array is flat: x is (B, N), charges are (M, N). docs/architecture.md has the operators' formulas;
+`ops.registration` gives this table to PyTorch's dispatcher.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+
+class Query(NamedTuple):
+    """What every field operator begins with. It unpacks into an operator's arguments: `torch.ops.pfgm_fast.score(*query)`."""
+
+    x: Tensor  # (B, N) float32 or float64, contiguous
+    r: Tensor  # (B,) x's dtype: the norm of the D extra coordinates; σ where D = ∞
+    charges: Tensor  # (M, N) x's dtype, or uint8, contiguous
+    log_weights: Tensor | None  # (M,) float64: log q_j; None: all 0
+    center: Tensor | None  # (N,) μ, a shift that keeps products small
+    sq_norms: Tensor | None  # (M,) float64: ‖y_j − μ‖²
+    divisor: float  # a byte's value is byte / divisor + offset; 1 and 0 for float charges
+    offset: float
+    aug_dim: float  # D
+
 
 QUERY = (
     "Tensor x, Tensor r, Tensor charges, Tensor? log_weights, Tensor? center, Tensor? sq_norms, "
-    "Tensor? neighbor_distance, Tensor? source, float divisor, float offset, float aug_dim"
+    "float divisor, float offset, float aug_dim"
 )
+"""`Query` as a schema says it."""
 
 SCHEMAS: dict[str, str] = {
     "posterior_mean": f"({QUERY}) -> (Tensor, Tensor)",
@@ -43,70 +54,9 @@ SCHEMAS: dict[str, str] = {
 }
 
 FIELD_OPERATORS = ("posterior_mean", "poisson_field", "score", "log_density", "second_moment", "field_step")
-"""The operators that sum over charges; their arguments begin with QUERY."""
+"""The operators that sum over charges; their arguments begin with a query's."""
 
 
 def function_name(op: str) -> str:
     """The backend function that serves an operator: an overload's dot becomes an underscore."""
     return op.replace(".", "_")
-
-
-def _fake_rows(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0],))
-
-
-def _fake_lse(x: Tensor) -> Tensor:
-    return x.new_empty((x.shape[0],), dtype=torch.float64)
-
-
-_FAKES: dict[str, Any] = {
-    "posterior_mean": lambda x, *_: (torch.empty_like(x), _fake_lse(x)),
-    "poisson_field": lambda x, *_: (torch.empty_like(x), _fake_lse(x)),
-    "score": lambda x, *_: (
-        torch.empty_like(x),
-        torch.empty_like(x),
-        _fake_rows(x),
-        _fake_rows(x),
-        _fake_lse(x),
-    ),
-    "log_density": lambda x, *_: _fake_lse(x),
-    "second_moment": lambda x, *_: (torch.empty_like(x), _fake_rows(x)),
-    "field_step": lambda x, *_: torch.empty_like(x),
-    "normalize_field": lambda field, r, gamma: (torch.empty_like(field), _fake_rows(field)),
-    # The network's output may be bfloat16 or channels-last; the drift is in z's dtype, as x is.
-    "drift": lambda vx, vz, z, *_: vx.new_empty(vx.shape, dtype=z.dtype),
-    "euler_step": lambda x, *_: torch.empty_like(x),
-    "euler_step.out": lambda x, *_, out: None,
-    "heun_step": lambda x, *_: torch.empty_like(x),
-}
-
-
-def _define(namespace: str, tag: tuple[torch.Tag, ...]) -> torch.library.Library:
-    library = torch.library.Library(namespace, "DEF")
-    for op, signature in SCHEMAS.items():
-        library.define(op + signature, tags=tag)
-    return library
-
-
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides)
-LIBRARY = _define("pfgm_fast", _TAGS)
-CPU_LIBRARY = _define("pfgm_fast_cpu", _TAGS)
-CUDA_LIBRARY = _define("pfgm_fast_cuda", _TAGS)
-
-
-def register() -> None:
-    """Give the front operators their fake kernels, their Python kernels and their derivatives. Called once, at import."""
-    from pfgm_fast.ops import autograd, dispatch
-
-    for op, fake in _FAKES.items():
-        torch.library.register_fake(f"pfgm_fast::{op}", fake, lib=LIBRARY)
-        kernel = dispatch.kernel(op)
-        for key in ("CPU", "CUDA"):
-            LIBRARY.impl(op, kernel, key)
-    autograd.register(LIBRARY)
-    for library in (
-        LIBRARY,
-        CPU_LIBRARY,
-        CUDA_LIBRARY,
-    ):  # what is written into `out` has no derivative, nothing is recorded
-        library.impl("euler_step.out", torch.library.fallthrough_kernel, "Autograd")

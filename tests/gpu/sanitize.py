@@ -15,6 +15,7 @@ import torch
 import pfgm_fast as pf
 from pfgm_fast.backends import reference
 from pfgm_fast.backends.cuda import hopper_path
+from pfgm_fast.ops.schema import Query
 from tests.cases import TOLERANCE, direction_error
 
 FIELDS = [  # B, M, N, bytes: each way to serve a field, each tile of it, its edges
@@ -37,15 +38,15 @@ def fields(shapes: list[tuple[int, int, int, bool]]) -> None:
         charges = pf.Charges(y.cuda())
         x = charges.values(torch.arange(batch) % count) + 0.5 * torch.randn(batch, dim, device="cuda")
         r = torch.logspace(-2, 1, batch, device="cuda")
-        query = (x, r, *charges.arguments(x), None, charges.divisor, charges.offset, 1.0)
+        query = charges.query(x, r, 1.0)
         ops = torch.ops.pfgm_fast
         got, _ = ops.poisson_field(*query)
         for op in ("posterior_mean", "log_density", "score"):
             getattr(ops, op)(*query)
         ops.field_step(*query, 0.5 * r)
         ops.second_moment(*query, torch.randn_like(x), 1)
-        exact = (x.double(), r.double(), charges.values().double(), *[None] * 5, 1.0, 0.0, 1.0)
-        error = direction_error(got, reference.poisson_field(*exact)[0], r)
+        exact = Query(x.double(), r.double(), charges.values().double(), None, None, None, 1.0, 0.0, 1.0)
+        error = direction_error(got, reference.poisson_field(exact)[0], r)
         print(
             f"field {batch} x {count} x {dim} {'bytes' if as_bytes else 'float32'}: error {error:.1e}",
             flush=True,

@@ -32,7 +32,7 @@ def _arguments(op: str, dim: int, as_bytes: bool) -> tuple[tuple, dict]:
     x, r = torch.randn(4, dim, device="cuda"), torch.rand(4, device="cuda") + 0.5
     y = torch.randint(0, 256, (90, dim), dtype=torch.uint8) if as_bytes else torch.randn(90, dim)
     charges = pf.Charges(y.cuda())
-    query = (x, r, *charges.arguments(x), None, charges.divisor, charges.offset, 1.0)
+    query = charges.query(x, r, 1.0)
     z, z_next = torch.tensor(3.0).cuda(), torch.tensor(2.0).cuda()
     vx, vz = torch.randn(4, dim, device="cuda"), -torch.rand(4, device="cuda") - 0.5
     return {
