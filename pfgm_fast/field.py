@@ -140,7 +140,7 @@ def log_partition(
 
     `log_density` less its constants, relative to r, so that it stays small where densities of many dimensions are huge.
     """
-    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels, None)
+    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels)
     return lse
 
 
