@@ -2,7 +2,7 @@
 
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
-from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError
+from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError, SolverError
 from pfgm_fast.field import (
     field_divergence,
     field_step,
@@ -31,6 +31,7 @@ __all__ = [
     "IdealDenoiser",
     "PfgmError",
     "Samples",
+    "SolverError",
     "__version__",
     "bits_per_dim",
     "drift",

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 import torch
 from torch import Tensor
 
-from pfgm_fast.errors import ArgumentError
+from pfgm_fast.errors import ArgumentError, BackendError
 
 REAL = (torch.float32, torch.float64)
 NETWORK = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DEVICES = ("cpu", "cuda", "meta")
+"""Device types that the operators are registered for."""
 
 
 def names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -29,8 +32,13 @@ def tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> 
 
 
 def batch(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> Tensor:
-    """(B, *shape) with at least one dimension behind B, and N ≥ 1."""
+    """(B, *shape) with at least one dimension behind B, and N ≥ 1; B may be 0. On a device that some backend serves."""
     checked = tensor(name, value, dtypes)
+    if checked.device.type not in DEVICES:
+        raise BackendError(
+            f"no backend runs on {checked.device.type} tensors, and {name} is on {checked.device}: "
+            f"pfgm_fast serves CPU and CUDA; move it there, as with {name}.cpu()"
+        )
     if checked.dim() < 2 or (checked.numel() == 0 and math.prod(checked.shape[1:]) == 0):
         raise ArgumentError(
             f"{name} must have shape (B, *shape) with N ≥ 1 elements a row; got {tuple(checked.shape)}"
@@ -59,11 +67,32 @@ def same_device(name: str, value: Tensor, of: str, other: Tensor) -> None:
         )
 
 
+def real(name: str, value: object, expected: str) -> float:
+    """A Python number from a Python or NumPy one, or from a 0-d array or CPU tensor; a bool is none.
+
+    Raises: ArgumentError "name must be EXPECTED; got VALUE".
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    if not isinstance(value, (numbers.Real, Tensor)) and getattr(value, "shape", None) == ():
+        value = value.item()  # type: ignore[attr-defined]
+    if (
+        isinstance(value, Tensor)
+        and value.dim() == 0
+        and value.device.type == "cpu"
+        and _values(value) is not None
+    ):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ArgumentError(f"{name} must be {expected}; got {value!r}")
+    return float(value)
+
+
 def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:
     """A number, a () or a (B,) tensor → (B,) in x's dtype. On the CPU its values are looked at: positive, or at least
     finite; on a GPU that would stop the stream, and a bad row becomes NaN instead."""
-    if isinstance(value, (int, float)):
-        return x.new_full((x.shape[0],), number(name, value, positive=positive))
+    if not isinstance(value, Tensor):
+        return x.new_full((x.shape[0],), number(name, value, positive=positive, dtype=x.dtype))
     checked = tensor(name, value, REAL)
     if checked.dim() > 1 or (checked.dim() == 1 and checked.shape[0] != x.shape[0]):
         raise ArgumentError(
@@ -71,42 +100,74 @@ def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:
         )
     if checked.dim() == 1 or checked.device.type != "cpu":
         same_device(name, checked, "x", x)
-    if checked.device.type == "cpu" and not torch.compiler.is_compiling() and _readable(checked):
-        good = torch.isfinite(checked) & (checked > 0) if positive else torch.isfinite(checked)
+    seen = None if checked.device.type != "cpu" else _values(checked)
+    if seen is not None:
+        narrow = seen.to(x.dtype)
+        good = torch.isfinite(narrow) & (narrow > 0) if positive else torch.isfinite(narrow)
         if not bool(good.all()):
-            bad = checked[~good].flatten()[0].item()
-            raise ArgumentError(f"{name} must be finite{' and > 0' if positive else ''}; it holds {bad}")
+            number(name, seen[~good].flatten()[0].item(), positive=positive, dtype=x.dtype, said="it holds")
     return checked.to(x.device, x.dtype).expand(x.shape[0]).contiguous()
 
 
-def _readable(value: Tensor) -> bool:
-    return type(value) in (Tensor, torch.nn.Parameter)
+def _values(value: Tensor) -> Tensor | None:
+    """The tensor whose values can be read here: itself, or what torch.func has wrapped; None while compiling or tracing."""
+    if torch.compiler.is_compiling():
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    return value.detach() if type(value) in (Tensor, torch.nn.Parameter) else None
 
 
-def number(name: str, value: float, *, positive: bool) -> float:
-    """A finite number, where asked for > 0."""
-    if not math.isfinite(value) or (positive and value <= 0):
-        raise ArgumentError(f"{name} must be finite{' and > 0' if positive else ''}; got {value}")
-    return float(value)
+def number(
+    name: str, value: object, *, positive: bool, dtype: torch.dtype = torch.float64, said: str = "got"
+) -> float:
+    """A finite number, where asked for > 0, that is so in dtype too. While compiling, its value is not looked at."""
+    expected = f"finite{' and > 0' if positive else ''}"
+    given = real(name, value, f"a number, {expected}")
+    if torch.compiler.is_compiling():
+        return given
+    if not math.isfinite(given) or (positive and given <= 0):
+        raise ArgumentError(f"{name} must be {expected}; {said} {given}")
+    limits = torch.finfo(dtype)
+    vanishes = positive and given <= limits.smallest_normal * limits.eps / 2
+    if vanishes or abs(given) > limits.max:
+        raise ArgumentError(
+            f"{name} must be {expected} in {names((dtype,))}; {said} {given}, which is "
+            f"{0 if vanishes else 'infinite'} there: use float64, or other units"
+        )
+    return float(given)
 
 
 def aug_dim(value: object) -> float:
     """D ∈ (0, ∞]."""
-    if not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
-        raise ArgumentError(f"aug_dim (D) must be a number in (0, inf]; got {value!r}")
-    return float(value)
+    expected = "a number in (0, inf]"
+    given = real("aug_dim (D)", value, expected)
+    if not torch.compiler.is_compiling() and not given > 0:
+        raise ArgumentError(f"aug_dim (D) must be {expected}; got {given!r}")
+    return float(given)
 
 
 def positive(name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise ArgumentError(f"{name} must be a finite number > 0; got {value!r}")
-    return float(value)
+    expected = "a finite number > 0"
+    given = real(name, value, expected)
+    if not torch.compiler.is_compiling() and not (math.isfinite(given) and given > 0):
+        raise ArgumentError(f"{name} must be {expected}; got {given!r}")
+    return float(given)
 
 
 def nonnegative(name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise ArgumentError(f"{name} must be a finite number ≥ 0; got {value!r}")
-    return float(value)
+    expected = "a finite number ≥ 0"
+    given = real(name, value, expected)
+    if not torch.compiler.is_compiling() and not (math.isfinite(given) and given >= 0):
+        raise ArgumentError(f"{name} must be {expected}; got {given!r}")
+    return float(given)
+
+
+def integer(name: str, value: object, least: int) -> int:
+    """A whole number ≥ least, Python's or NumPy's; neither a bool nor a float is one."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ArgumentError(f"{name} must be an integer ≥ {least}; got {value!r}")
+    return int(value)
 
 
 def index(name: str, value: object, x: Tensor, upper: int | None = None) -> Tensor:
@@ -115,8 +176,9 @@ def index(name: str, value: object, x: Tensor, upper: int | None = None) -> Tens
     if checked.shape != (x.shape[0],):
         raise ArgumentError(f"{name} must have shape ({x.shape[0]},); got {tuple(checked.shape)}")
     same_device(name, checked, "x", x)
-    if upper is not None and checked.device.type == "cpu" and _readable(checked) and checked.numel():
-        low, high = int(checked.min()), int(checked.max())
+    seen = _values(checked) if upper is not None and checked.device.type == "cpu" else None
+    if upper is not None and seen is not None and seen.numel():
+        low, high = int(seen.min()), int(seen.max())
         if low < 0 or high >= upper:
             raise ArgumentError(f"{name} must lie in [0, {upper}); it holds {low if low < 0 else high}")
     return checked.to(torch.int64).contiguous()

@@ -21,3 +21,7 @@ class DataError(PfgmError, ValueError):
 
 class CheckpointError(PfgmError, RuntimeError):
     """A checkpoint is truncated, corrupt or of another program; the message says what was expected."""
+
+
+class SolverError(PfgmError, RuntimeError):
+    """An adaptive solver cannot go on; the message says where and what may help."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.ops.schema import Query
+from pfgm_fast.special import log_gamma_ratio
 
 _ops = torch.ops.pfgm_fast
 
@@ -124,7 +125,7 @@ def _log_normalizer(dim: int, aug_dim: float, r: Tensor) -> Tensor:
     r = r.double()
     if math.isinf(aug_dim):
         return -0.5 * dim * math.log(2 * math.pi) - dim * r.log()
-    constant = math.lgamma((dim + aug_dim) / 2) - math.lgamma(aug_dim / 2) - 0.5 * dim * math.log(math.pi)
+    constant = log_gamma_ratio(aug_dim / 2, dim / 2) - 0.5 * dim * math.log(math.pi)
     return constant - dim * r.log()
 
 
@@ -164,7 +165,7 @@ def log_density(
         total: float | Tensor = charges.mean_log_weight()
     else:
         per_class = {k: charges.of_label(k)[0].mean_log_weight() for k in labels.unique().tolist()}
-        total = torch.stack([torch.as_tensor(per_class[k]) for k in labels.tolist()]).to(lse)
+        total = lse.new_tensor([float(per_class[k]) for k in labels.tolist()])
     return (lse - total + _log_normalizer(charges.dim, float(aug_dim), radius)).to(x.dtype)
 
 

@@ -100,8 +100,7 @@ def interpolate(
     """
     start, end = checks.batch("start", start), checks.batch("end", end)
     checks.same("end", end, "start", start)
-    if not isinstance(count, int) or count < 2:
-        raise ArgumentError(f"count must be an integer ≥ 2; got {count!r}")
+    count = checks.integer("count", count, 2)
     a, b = start.flatten(1).double(), end.flatten(1).double()
     norms = [v.norm(dim=1, keepdim=True) for v in (a, b)]
     if not all(bool((n > 0).all()) for n in norms):

@@ -131,8 +131,7 @@ def bits_per_dim(
     low, high = value_range
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ArgumentError(f"value_range must be (low, high), finite, low < high; got {value_range}")
-    if not isinstance(draws, int) or draws < 1:
-        raise ArgumentError(f"draws must be an integer ≥ 1; got {draws!r}")
+    draws = checks.integer("draws", draws, 1)
     width = (high - low) / 255
     total, evaluations = torch.zeros(len(images), dtype=torch.float64, device=images.device), 0
     for _ in range(draws):
@@ -147,8 +146,7 @@ def bits_per_dim(
 
 def _probes(x: Tensor, count: int, noise: str, generator: torch.Generator | None) -> Tensor:
     """(K, B, *shape) independent, of mean 0 and covariance 1."""
-    if not isinstance(count, int) or count < 1:
-        raise ArgumentError(f"probes must be an integer ≥ 1; got {count!r}")
+    count = checks.integer("probes", count, 1)
     if noise not in NOISES:
         raise ArgumentError(f"noise must be one of {', '.join(NOISES)}; got {noise!r}")
     where: dict[str, Any] = {"device": x.device, "dtype": x.dtype, "generator": generator}

@@ -41,11 +41,14 @@ class Counted:
         return self.net(*args)
 
 
-def _device_of(net: Any) -> torch.device:
+def _home(net: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a sample begins: the device of a network or of charges, and float64 for those of float64, else float32."""
     if isinstance(net, Charges):
-        return net.device
-    parameters = net.parameters() if isinstance(net, nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device("cpu"))
+        return net.device, net.value_dtype
+    parameters = list(net.parameters()) if isinstance(net, nn.Module) else []
+    device = parameters[0].device if parameters else torch.device("cpu")
+    double = any(p.dtype == torch.float64 for p in parameters)
+    return device, torch.float64 if double else torch.float32
 
 
 def sample(
@@ -74,7 +77,7 @@ def sample(
         "euler_maruyama", "reverse_diffusion" (steps) and "predictor_corrector" (2 steps; `snr`). steps: ≥ 1, log-spaced in z
         for PFGM.
     z_max, z_min: where the ODE starts and ends; None: the method's (PFGM: 40 and 1e-3).
-    x0: the start instead of a draw from the prior. generator: for the prior (and the noise of a stochastic solver).
+    x0: the start instead of a draw from the prior, which is float64 for a network of float64, else float32. generator: for the prior (and the noise of a stochastic solver).
     method: hyper-parameters, default PFGM(). labels: (B,) classes.
     temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
     record: keep the path. progress: a tqdm bar.
@@ -82,7 +85,8 @@ def sample(
         cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
         `sampling_graph.EulerGraph`.
 
-    Raises: ArgumentError for bad shapes, steps, solver, z_min ≥ z_max; samples that are not finite are returned as such.
+    Raises: ArgumentError for bad shapes, steps, solver, z_min ≥ z_max; SolverError where rk45 cannot go on. Samples that are not finite
+    are returned as such.
     """
     method = _with_ends(method or PFGM(), z_max, z_min)
     solve = find_solver(solver)
@@ -90,8 +94,8 @@ def sample(
         raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
     shape = tuple(shape)
     if x0 is None:
-        dtype = net.value_dtype if isinstance(net, Charges) else torch.float32
-        x0 = method.prior(shape, device=_device_of(net), dtype=dtype, generator=generator)
+        device, dtype = _home(net)
+        x0 = method.prior(shape, device=device, dtype=dtype, generator=generator)
     x = checks.batch("x0", x0)
     if checks.positive("temperature", temperature) != 1:
         x = temperature * x

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.special import log_gamma_ratio
 
 Network = Callable[..., tuple[Tensor, Tensor]]
 """net(x (B, *shape), condition (B,), labels=None) → (B, *shape), (B,)."""
@@ -190,8 +191,7 @@ def log_grid(start: float, end: float, steps: int) -> list[float]:
     """steps + 1 numbers from start to end in equal ratios, both ends exact."""
     checks.positive("start of the grid", start)
     checks.positive("end of the grid", end)
-    if not isinstance(steps, int) or steps < 1:
-        raise ArgumentError(f"steps must be an integer ≥ 1; got {steps!r}")
+    steps = checks.integer("steps", steps, 1)
     ratio = math.log(end / start)
     return [start, *(start * math.exp(ratio * i / steps) for i in range(1, steps)), end]
 
@@ -250,7 +250,7 @@ def poisson_prior_log_density(x: Tensor, radius: float, aug_dim: float) -> Tenso
     """
     flat = checks.flat(checks.batch("x", x)).double()
     dim = flat.shape[1]
-    constant = math.lgamma((dim + aug_dim) / 2) - math.lgamma(aug_dim / 2) - 0.5 * dim * math.log(math.pi)
+    constant = log_gamma_ratio(aug_dim / 2, dim / 2) - 0.5 * dim * math.log(math.pi)
     # log(‖x‖² + r²) as log r² + log1p: r^D cancels, and a large D loses nothing
     spread = torch.log1p((flat / radius).square().sum(1))
     return constant - dim * math.log(radius) - 0.5 * (dim + aug_dim) * spread

@@ -129,8 +129,7 @@ class PFGMpp(Hyperparameters):
 
     def times(self, steps: int) -> list[float]:
         """steps + 1 values of σ, evenly spaced in σ^(1/ρ)."""
-        if not isinstance(steps, int) or steps < 1:
-            raise ArgumentError(f"steps must be an integer ≥ 1; got {steps!r}")
+        steps = checks.integer("steps", steps, 1)
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return [(high + (low - high) * i / steps) ** self.rho for i in range(steps + 1)]
 

@@ -131,8 +131,7 @@ class SDEFlow(PlainSteps):
         return super().heun(x, self.derivative(x, value, t), slope, t, t_next)
 
     def grid(self, steps: int) -> list[float]:
-        if not isinstance(steps, int) or steps < 1:
-            raise ArgumentError(f"steps must be an integer ≥ 1; got {steps!r}")
+        steps = checks.integer("steps", steps, 1)
         return [1 + (self.method.t_min - 1) * i / steps for i in range(steps + 1)]
 
     def clock(self, t: float) -> tuple[float, float]:
