@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +22,26 @@ def loading_error(library: str) -> str | None:
     try:
         importlib.import_module(f"pfgm_fast.{library}")
     except ModuleNotFoundError:
-        return f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs {NEEDS[library]})"
+        reason = f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs {NEEDS[library]})"
+        here, other = Path(__file__).resolve().parent.parent, _copy_with(library)
+        if other is None:
+            return reason
+        return (
+            f"{reason}: this is the copy in {here}, and it hides the one in {other}, which has the library. Start Python in "
+            "another folder to use that one, or build this one: pip install -e ."
+        )
     except (ImportError, OSError) as error:
         return f"pfgm_fast.{library} does not load: {error}"
+    return None
+
+
+def _copy_with(library: str) -> Path | None:
+    """Another pfgm_fast on Python's path that has the library: an installed one behind a clone that was not built."""
+    here = Path(__file__).resolve().parent.parent
+    for folder in sys.path:
+        package = (Path(folder or ".") / here.name).resolve()
+        if package != here and any((package / (library + ending)).is_file() for ending in EXTENSION_SUFFIXES):
+            return package
     return None
 
 

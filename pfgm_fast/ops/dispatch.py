@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -27,7 +28,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = "PFGM_FAST_BACKEND"
 _START = os.environ.get(ENVIRONMENT, "auto")  # read once: every call of every operator asks
 
-_forced: ContextVar[str | None] = ContextVar("pfgm_fast_backend", default=None)
+_choices: ContextVar[tuple[use_backend, ...]] = ContextVar("pfgm_fast_backend", default=())
+"""The `with use_backend(...)` blocks that this thread or task is in, innermost last."""
 
 
 def _checked(name: str, said_by: str) -> str:
@@ -37,29 +39,43 @@ def _checked(name: str, said_by: str) -> str:
 
 
 class use_backend:  # noqa: N801 - used like a function, as `with use_backend("cpu"):`
-    """Choose the backend, as a statement or as a context manager.
+    """Choose the backend within a `with` block: `with use_backend("reference"): ...`.
 
-    `use_backend("reference")` holds from here on in this thread; `with use_backend("reference"):` restores what was
-    chosen before. "auto" asks the table. The environment variable PFGM_FAST_BACKEND, read at
-    import, sets the start value.
+    "auto" asks the table. Blocks nest, an object may be entered again, and a block ends what it began wherever it ends
+    (interleaved generators). The choice belongs to the thread or asyncio task; backward runs with the choice of its
+    forward, in whichever thread. The environment variable PFGM_FAST_BACKEND, read at import, holds outside all blocks.
 
     Raises: ArgumentError for an unknown name. A backend that cannot serve a call raises BackendError at that call.
     """
 
     def __init__(self, name: str) -> None:
         self.name = _checked(name, "use_backend(name)")
-        self._token = _forced.set(self.name)
+        self._entered = False
 
     def __enter__(self) -> str:
+        self._entered = True
+        _choices.set((*_choices.get(), self))
         return self.name
 
     def __exit__(self, *_: object) -> None:
-        _forced.reset(self._token)
+        choices = _choices.get()
+        at = max((i for i, choice in enumerate(choices) if choice is self), default=None)
+        if at is not None:  # another thread may end what this one never entered
+            _choices.set(choices[:at] + choices[at + 1 :])
+
+    def __del__(self) -> None:
+        if not getattr(self, "_entered", True):
+            warnings.warn(
+                f"use_backend({self.name!r}) chose nothing: it is a block, `with use_backend({self.name!r}): ...`",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
 
 def chosen_backend() -> str:
     """What is asked for: the innermost `use_backend`, else PFGM_FAST_BACKEND, else "auto"."""
-    return _forced.get() or _checked(_START, ENVIRONMENT)
+    choices = _choices.get()
+    return choices[-1].name if choices else _checked(_START, ENVIRONMENT)
 
 
 def backend(name: str) -> Any:
@@ -90,9 +106,9 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
     key = (
         op,
         wanted,
-        x.device.type,
+        x.device,  # with its index: a machine may have two kinds of GPU
         x.dtype,
-        None if charges is None else (charges.device.type, charges.dtype),
+        None if charges is None else (charges.device, charges.dtype),
     )
     module = _chosen.get(key)
     if module is None:
