@@ -1,5 +1,6 @@
 """pfgm_fast: the exact empirical Poisson field of a whole data set, and the PFGM pipeline around it."""
 
+from pfgm_fast import plots
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError, SolverError
@@ -45,6 +46,7 @@ __all__ = [
     "log_density",
     "log_likelihood",
     "pfgm_target",
+    "plots",
     "poisson_field",
     "posterior_mean",
     "round_trip",

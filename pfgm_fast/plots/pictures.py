@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pfgm_fast.plots.style import figure_of, finish
 from pfgm_fast.training.files import beside
 
 
@@ -45,23 +45,6 @@ def save_image(picture: np.ndarray, path: str | Path) -> None:
     """(H, W, 3) uint8 → a PNG, whole or not there."""
     with beside(Path(path)) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
-
-
-def figure_of(**options: Any) -> tuple[Any, Any]:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(**options)
-
-
-def finish(figure: Any, path: str | Path) -> None:
-    import matplotlib.pyplot as plt
-
-    with beside(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=130, bbox_inches="tight")
-    plt.close(figure)
 
 
 def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, columns: int = 8) -> None:
