@@ -2,11 +2,16 @@
 
 What is built is decided by one pure function, `plan`, and printed. It never asks whether a GPU is present: machines that
 build images have none. PFGM_FAST_CUDA=1 builds the CUDA backend or fails; 0 leaves it out. PFGM_FAST_CPU=0 leaves out the
-C++ backend. TORCH_CUDA_ARCH_LIST names the architectures, as everywhere with PyTorch.
+C++ backend, 1 builds it or fails. TORCH_CUDA_ARCH_LIST names the architectures, as everywhere with PyTorch.
+
+A library that does not compile is left out, alone, and the package still installs. What became of each is written into the package
+(pfgm_fast/_build.json), because pip shows nothing of a build that succeeds: `pfgm-fast info` and the first call tell it.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 import shutil
@@ -38,9 +43,12 @@ class Plan:
         names = {name.removesuffix("+PTX") for name in self.architectures.split(";")}
         return self.cuda and "9.0a" in names and "9.0" not in names
 
-    def cuda_line(self) -> str:
-        """What was decided of the CUDA backend; the library keeps it, for `pfgm-fast info`."""
-        return f"{'built' if self.cuda else 'not built'}: {self.cuda_reason}"
+    def outcome(self) -> dict[str, dict[str, str]]:
+        """Backend → state ("built" or "not built", before anything failed) and reason, as pfgm_fast/_build.json has it."""
+        return {
+            "cpu": {"state": "built" if self.cpu else "not built", "reason": self.cpu_reason},
+            "cuda": {"state": "built" if self.cuda else "not built", "reason": self.cuda_reason},
+        }
 
     def report(self) -> str:
         lines = [
@@ -168,8 +176,106 @@ def compiler_path(env: Mapping[str, str]) -> str | None:
     )
 
 
+# -Wno-psabi: vectors are passed between functions of one file only, never through an interface
+CPU_FLAGS = ("-O3", "-std=c++20", STABLE_ABI, "-ffp-contract=off", "-Wno-psabi")
+"""Of every compiler (GCC 11, Clang 14 and later). Threads are PyTorch's: nothing here needs OpenMP. An instruction set is named
+in the source that is written for it."""
+
+
 def _sources(folder: str, pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc" / folder).glob(pattern))
+
+
+def _extensions(decided: Plan, nvcc: str | None) -> list:
+    from torch.utils import cpp_extension
+
+    extensions = []
+    if decided.cpu:
+        extensions.append(
+            cpp_extension.CppExtension(
+                "pfgm_fast._C",
+                ["csrc/build_info.cpp", *_sources("cpu", "**/*.cpp")],
+                depends=[*_sources("cpu", "**/*.h"), *_sources("cpu", "**/*.inl")],
+                extra_compile_args=[*CPU_FLAGS],
+            )
+        )
+    if decided.cuda:
+        hopper = ["-DPFGM_FAST_HOPPER"] if decided.hopper() else []
+        said = [f'-DPFGM_FAST_NVCC="{nvcc}"', f'-DPFGM_FAST_ARCHITECTURES="{decided.architectures}"']
+        flags = ["-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", *hopper]
+        extensions.append(
+            cpp_extension.CUDAExtension(
+                "pfgm_fast._C_cuda",
+                ["csrc/cuda/module.cpp", *_sources("cuda", "*.cu")],
+                depends=[*_sources("cuda", "*.h"), *_sources("cuda", "**/*.cuh")],
+                extra_compile_args={
+                    "cxx": [*flags, *said],
+                    "nvcc": [*flags, "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden"],
+                },
+            )
+        )
+    return extensions
+
+
+LIBRARIES = {"pfgm_fast._C": "cpu", "pfgm_fast._C_cuda": "cuda"}
+"""Extension module → backend."""
+
+
+def _commands(outcome: dict[str, dict[str, str]]) -> dict[str, type]:
+    """The build commands that leave out what fails, and write down what became of everything."""
+    from setuptools.command.build_py import build_py
+    from torch.utils.cpp_extension import BuildExtension
+
+    def write(folder: str | Path) -> None:
+        package = Path(folder) / "pfgm_fast"
+        package.mkdir(parents=True, exist_ok=True)
+        (package / "_build.json").write_text(json.dumps(outcome, indent=2) + "\n")
+
+    class BuildLibraries(BuildExtension):
+        """Each library is built by itself: one that fails, unless it was asked for by force, takes no other with it."""
+
+        def build_extensions(self) -> None:
+            compiler, wanted, built = self.compiler, self.extensions, []
+            for extension in wanted:
+                backend = LIBRARIES[extension.name]
+                self.compiler, self.extensions = copy.copy(compiler), [extension]
+                try:
+                    super().build_extensions()
+                except Exception as error:
+                    if os.environ.get(f"PFGM_FAST_{backend.upper()}") == "1":
+                        raise
+                    self._failed(backend, error)
+                else:
+                    built.append(extension)
+            self.extensions = built
+
+        def _failed(self, backend: str, error: Exception) -> None:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            outcome[backend] = {"state": "failed", "reason": reason}
+            print(
+                f"\nWARNING pfgm_fast: the {backend} backend could not be built: {reason}\n"
+                f"The package works without it; `pfgm-fast info` says what is left. PFGM_FAST_{backend.upper()}=1 makes this an "
+                "error.\n",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        def run(self) -> None:
+            super().run()
+            if self.inplace:  # a library of older sources must not stay in the place of one that failed
+                for name, backend in LIBRARIES.items():
+                    if outcome[backend]["state"] == "failed":
+                        Path(self.get_ext_fullpath(name)).unlink(missing_ok=True)
+            write(ROOT if self.inplace else self.build_lib)
+
+    class BuildPython(build_py):
+        """Where nothing is compiled, `build_ext` does not run."""
+
+        def run(self) -> None:
+            super().run()
+            write(ROOT if getattr(self, "editable_mode", False) else self.build_lib)
+
+    return {"build_ext": BuildLibraries, "build_py": BuildPython}
 
 
 def main() -> None:
@@ -188,76 +294,19 @@ def main() -> None:
     seen = sorted(
         {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
     )
-    decided = plan(
-        os.environ,
-        torch.version.cuda,
-        compiler_path(os.environ),
-        cuda_home,
-        nvcc_release(cuda_home),
-        ";".join(seen),
-    )
+    nvcc = nvcc_release(cuda_home)
+    found = compiler_path(os.environ)
+    decided = plan(os.environ, torch.version.cuda, found, cuda_home, nvcc, ";".join(seen))
     print(decided.report(), flush=True)
     if decided.error:
         sys.exit(f"pfgm_fast: {decided.error}")
-
-    class Build(cpp_extension.BuildExtension):
-        """A failed compilation of what was not asked for by force leaves a working package and one clear warning."""
-
-        def build_extensions(self) -> None:
-            try:
-                super().build_extensions()
-            except Exception as error:
-                if os.environ.get("PFGM_FAST_CUDA") == "1" or os.environ.get("PFGM_FAST_CPU") == "1":
-                    raise
-                self.extensions = []
-                print(
-                    f"\nWARNING pfgm_fast: the compiled backends could not be built: {error}\n"
-                    "The package works without them (reference and Triton backends), slower on a CPU. "
-                    "PFGM_FAST_CPU=1 makes this an error.\n",
-                    file=sys.stderr,
-                    flush=True,
-                )
-
-        def copy_extensions_to_source(self) -> None:
-            if self.extensions:
-                super().copy_extensions_to_source()
-
-    extensions = []
-    # -Wno-psabi: vectors are passed between functions of one file only, never through an interface
-    flags = ["-O3", "-std=c++20", STABLE_ABI, "-ffp-contract=off", "-fopenmp", "-Wno-psabi"]
-    if decided.cpu:
-        extensions.append(
-            cpp_extension.CppExtension(
-                "pfgm_fast._C",
-                ["csrc/build_info.cpp", *_sources("cpu", "**/*.cpp")],
-                extra_compile_args=[*flags, f'-DPFGM_FAST_CUDA_PLAN="{decided.cuda_line()}"'],
-                extra_link_args=["-fopenmp"],
-            )
-        )
     if decided.cuda:
         os.environ["TORCH_CUDA_ARCH_LIST"] = decided.architectures
-        hopper = ["-DPFGM_FAST_HOPPER"] if decided.hopper() else []
-        extensions.append(
-            cpp_extension.CUDAExtension(
-                "pfgm_fast._C_cuda",
-                ["csrc/cuda/module.cpp", *_sources("cuda", "*.cu")],
-                depends=[*_sources("cuda", "*.h"), *_sources("cuda", "**/*.cuh")],
-                extra_compile_args={
-                    "cxx": [
-                        *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA"),
-                        f'-DPFGM_FAST_NVCC="{nvcc_release(cuda_home)}"',
-                        f'-DPFGM_FAST_ARCHITECTURES="{decided.architectures}"',
-                        *hopper,
-                    ],
-                    "nvcc": [
-                        *("-O3", "-std=c++20", STABLE_ABI, "-DUSE_CUDA", "--expt-relaxed-constexpr"),
-                        "-Xcompiler=-fvisibility=hidden",
-                        *hopper,
-                    ],
-                },
-            )
-        )
-    setup(ext_modules=extensions, cmdclass={"build_ext": Build} if extensions else {})
+    setup(
+        license="MIT",
+        ext_modules=_extensions(decided, nvcc),
+        cmdclass=_commands(decided.outcome()),
+    )
 
 
 if __name__ == "__main__":

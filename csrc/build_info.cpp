@@ -4,9 +4,7 @@
 
 #include <string>
 
-#ifndef PFGM_FAST_CUDA_PLAN
-#define PFGM_FAST_CUDA_PLAN "not recorded"
-#endif
+#include "cpu/kernels/table.h"
 
 namespace {
 
@@ -20,16 +18,6 @@ std::string compiler() {
 #endif
 }
 
-std::string best_instructions() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-    return __builtin_cpu_supports("avx512vnni") ? "avx512-vnni" : "avx512";
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
-#endif
-  return "baseline";
-}
-
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
@@ -38,8 +26,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     pybind11::dict info;
     info["compiler"] = compiler();
     info["torch_abi"] = "stable, 2.10 and later";
-    info["cpu"] = best_instructions();
-    info["cuda"] = PFGM_FAST_CUDA_PLAN;  // what setup.py decided of the CUDA backend, and why
+    info["kernels"] = pfgm::kernels().name;  // the table in use: the best for this processor, or what PFGM_FAST_CPU_ISA asks for
     return info;
   });
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+import warnings
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -13,7 +15,29 @@ import torch
 
 from pfgm_fast.ops.schema import FIELD_OPERATORS
 
-NEEDS = {"_C": "a C++ compiler", "_C_cuda": "nvcc and a CUDA build of PyTorch"}
+BACKENDS = {"_C": "cpu", "_C_cuda": "cuda"}
+"""Library → backend."""
+
+NEEDS = {"cpu": "a C++ compiler", "cuda": "nvcc and a CUDA build of PyTorch"}
+
+
+@cache
+def build_outcome() -> dict[str, dict[str, str]]:
+    """Backend → `state` ("built", "not built", "failed") and `reason`, as setup.py wrote them into the package; {} of a source tree
+    that was never built."""
+    try:
+        return json.loads((Path(__file__).resolve().parent.parent / "_build.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def not_built(backend: str) -> str:
+    """Why the library of "cpu" or "cuda" is not there: in the build's own words."""
+    outcome = build_outcome().get(backend)
+    if outcome is None:
+        return f"nothing was built in this copy; building needs {NEEDS[backend]}"
+    failed = "its build failed: " if outcome["state"] == "failed" else ""
+    return f"{failed}{outcome['reason']}"
 
 
 @cache
@@ -22,7 +46,7 @@ def loading_error(library: str) -> str | None:
     try:
         importlib.import_module(f"pfgm_fast.{library}")
     except ModuleNotFoundError:
-        reason = f"pfgm_fast.{library} was not built (see `pfgm-fast info`; building needs {NEEDS[library]})"
+        reason = f"pfgm_fast.{library} was not built ({not_built(BACKENDS[library])})"
         here, other = Path(__file__).resolve().parent.parent, _copy_with(library)
         if other is None:
             return reason
@@ -43,6 +67,21 @@ def _copy_with(library: str) -> Path | None:
         if package != here and any((package / (library + ending)).is_file() for ending in EXTENSION_SUFFIXES):
             return package
     return None
+
+
+@cache
+def warn_once(backend: str, instead: str) -> None:
+    """One warning where `auto` takes `instead` because `backend` should be there and is not: its build failed, or the C++ backend,
+    which every machine with a compiler has, is absent. Nothing is said of what the user left out (PFGM_FAST_CPU=0)."""
+    outcome = build_outcome().get(backend, {"state": "absent", "reason": ""})
+    asked = outcome["reason"].startswith("PFGM_FAST_")
+    if outcome["state"] == "failed" or (backend == "cpu" and not asked):
+        warnings.warn(
+            f"pfgm_fast: the {backend} backend is not there ({not_built(backend)}); {instead} serves instead, more slowly. "
+            "`pfgm-fast info` says more.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 @cache

@@ -23,11 +23,8 @@ def run(options: argparse.Namespace) -> None:
         return
     print(f"pfgm_fast {facts['version']}, torch {facts['torch']}, Python {facts['python']}")
     print(f"GPUs: {', '.join(facts['gpus']) or 'none that PyTorch sees'}")
-    for name, build, missing in (
-        ("C++", facts["build"], "pip install with a C++ compiler builds it"),
-        ("CUDA", facts["cuda_build"], "pip install with nvcc and a CUDA build of PyTorch builds it"),
-    ):
-        print(f"{name} library:" + ("" if build else f" none ({missing})"))
+    for name, title, build in (("cpu", "C++", facts["build"]), ("cuda", "CUDA", facts["cuda_build"])):
+        print(f"{title} library: {'' if build else 'none: ' + facts['not_built'][name]}".rstrip())
         for key, value in (build or {}).items():
             print(f"  {key:<12} {value}")
     print(f"backends (chosen: {facts['chosen']})")

@@ -122,6 +122,9 @@ def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) 
     for name in order:
         reason = _refusal(name, op, x, charges)
         if reason is None:
+            for passed_over in order[: order.index(name)]:
+                if backend(passed_over).unavailable() is not None and passed_over in ("cpu", "cuda"):
+                    backend("compiled").warn_once(passed_over, name)
             return backend(name)
         reasons.append(f"{name}: {reason}")
     raise BackendError(
@@ -158,7 +161,7 @@ def info() -> dict[str, Any]:
     """What was built, what will run where, and why not.
 
     Returns a dict: `version`, `torch`, `python`, `build` and `cuda_build` (what the two compiled libraries say of themselves,
-    or None), `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
+    or None), `not_built` (backend → why its library is not there), `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
     that `auto` takes for float32). Print it with `pfgm-fast info`.
     """
     import platform
@@ -187,6 +190,11 @@ def info() -> dict[str, Any]:
         "torch": torch.__version__,
         "build": build,
         "cuda_build": cuda_build,
+        "not_built": {
+            name: backend("compiled").not_built(name)
+            for name, built in (("cpu", build), ("cuda", cuda_build))
+            if built is None
+        },
         "gpus": gpus,
         "chosen": chosen_backend(),
         "backends": backends,

@@ -8,8 +8,12 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#endif
 namespace pfgm::avx2 {
 namespace {
 constexpr int kWidth = 8, kTileRows = 4, kVectors = 3;
@@ -35,7 +39,11 @@ inline Vector reciprocal_root(Vector v) {
 #include "all.inl"
 Kernels make_table() { return table_named("avx2"); }
 }  // namespace pfgm::avx2
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 #else
 namespace pfgm::avx2 { Kernels make_table() { return {}; } }
 #endif
