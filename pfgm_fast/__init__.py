@@ -16,23 +16,31 @@ from pfgm_fast.field import (
 from pfgm_fast.ideal import IdealDenoiser
 from pfgm_fast.latents import encode, interpolate, round_trip
 from pfgm_fast.likelihood import bits_per_dim, log_likelihood
-from pfgm_fast.methods import PFGM
+from pfgm_fast.methods import EDM, PFGM, VESDE, VPSDE, PFGMpp, SubVPSDE
+from pfgm_fast.methods.network import Denoiser
 from pfgm_fast.ops import registration as _registration  # noqa: F401 - registers the operators
 from pfgm_fast.ops.dispatch import info, use_backend
 from pfgm_fast.sampling import Samples, sample
+from pfgm_fast.seeds import image_seeds
 from pfgm_fast.steps import drift, euler_step, heun_step
 
 __all__ = [
+    "EDM",
     "PFGM",
+    "VESDE",
+    "VPSDE",
     "ArgumentError",
     "BackendError",
     "Charges",
     "CheckpointError",
     "DataError",
+    "Denoiser",
     "IdealDenoiser",
+    "PFGMpp",
     "PfgmError",
     "Samples",
     "SolverError",
+    "SubVPSDE",
     "__version__",
     "bits_per_dim",
     "drift",
@@ -41,6 +49,7 @@ __all__ = [
     "field_divergence",
     "field_step",
     "heun_step",
+    "image_seeds",
     "info",
     "interpolate",
     "log_density",

@@ -46,6 +46,12 @@ def batch(name: str, value: object, dtypes: tuple[torch.dtype, ...] = REAL) -> T
     return checked
 
 
+def sizes(shape: tuple[int, ...]) -> None:
+    """(B, *shape) to draw, every size ≥ 1."""
+    if len(shape) < 2 or min(shape) < 1:
+        raise ArgumentError(f"shape must be (B, *shape) with every size ≥ 1; got {tuple(shape)}")
+
+
 def flat(value: Tensor) -> Tensor:
     """(B, *shape) → (B, N), contiguous."""
     if value.dim() == 2 and value.is_contiguous():

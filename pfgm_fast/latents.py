@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.flows import Counted
 from pfgm_fast.methods import PFGM, Method
-from pfgm_fast.methods.base import Network, evaluation_mode
-from pfgm_fast.sampling import Counted, Samples, sample
+from pfgm_fast.methods.network import Network, check_network, evaluation_mode
+from pfgm_fast.sampling import Samples, check_labels, sample
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -30,7 +31,7 @@ def encode(
     *,
     solver: str = "rk45",
     steps: int = 100,
-    labels: Tensor | None = None,  # (B,)
+    labels: Tensor | None = None,  # (B,) or (B, classes)
     progress: bool = False,
     **options: Any,
 ) -> Samples:
@@ -42,16 +43,20 @@ def encode(
     """
     method = method or PFGM()
     x = checks.batch("x", x)
-    if labels is not None:
-        labels = checks.index("labels", labels, x)
+    labels = check_labels(labels, x)
+    if not isinstance(net, Charges):
+        check_network(net, labels)
     if solver in STOCHASTIC:
         raise ArgumentError(f"latents need the solver of an ODE; {solver!r} is stochastic")
-    solve, flow = find_solver(solver), method.flow(net, labels)
-    counted = Counted(flow.evaluate)
-    flow.evaluate = counted  # type: ignore[method-assign, assignment]
+    solve, flow = find_solver(solver, options), Counted(method.flow(net, labels))
     with evaluation_mode(net), torch.no_grad(), tqdm(disable=not progress) as bar:
-        latents = solve(flow, x, flow.grid(steps)[::-1], lambda *_: bar.update(), **options)
-    return Samples(latents, counted.count)
+
+        def on_step(x: Tensor, t: float) -> Tensor:
+            bar.update()
+            return x
+
+        latents = solve(flow, x, flow.grid(steps)[::-1], on_step, **options)
+    return Samples(latents, flow.count)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def round_trip(
     *,
     solver: str = "rk45",
     steps: int = 100,
-    labels: Tensor | None = None,  # (B,)
+    labels: Tensor | None = None,  # (B,) or (B, classes)
     **options: Any,
 ) -> RoundTrip:
     """Encode x and decode it again; the error is that of the solver, twice: the flow itself is invertible.
@@ -80,7 +85,8 @@ def round_trip(
     """
     method = method or PFGM()
     there = encode(net, x, method, solver=solver, steps=steps, labels=labels, **options)
-    back = sample(net, tuple(x.shape), solver, steps, x0=there.x, method=method, labels=labels, **options)
+    start: dict[str, Any] = {"x0": there.x, "method": method, "labels": labels, "denoise": False}
+    back = sample(net, tuple(x.shape), solver, steps, **start, **options)
     error = (back.x - x).flatten(1).double().square().mean(1).sqrt()
     return RoundTrip(there.x, back.x, error, there.nfe + back.nfe)
 

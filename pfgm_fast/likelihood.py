@@ -17,13 +17,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.flows import Flow, PlainSteps, is_exact
 from pfgm_fast.methods import PFGM, Method
-from pfgm_fast.methods.base import ExactFlow, Flow, Network, PlainSteps, evaluation_mode
+from pfgm_fast.methods.network import Network, check_network, evaluation_mode
+from pfgm_fast.sampling import check_labels
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -63,7 +65,7 @@ def log_likelihood(
     """Log density of x under the model: the method's prior, carried to the data by the flow of a network or of Charges.
 
     net: as in `sample`; a module is put in evaluation mode meanwhile. x: float32 or float64, any shape, values as the model
-        was trained on. It is taken to lie where sampling ends (PFGM: on z = z_min).
+        was trained on. It is taken to lie where the path is least noisy (PFGM: on z = z_min; the SDEs: at t_min).
     solver: "rk45" (adaptive; `rtol`, `atol`, default 1e-5) or "heun", "euler" with `steps` steps, even in the flow's clock.
     probes: K ≥ 1 of Hutchinson's estimate, its error falls as 1/√K; noise: "rademacher" (±1, least variance) or "gaussian".
     exact: the divergence itself instead; None: where it is known in closed form (Charges). True with a network costs N
@@ -75,22 +77,28 @@ def log_likelihood(
     """
     method = method or PFGM()
     x = checks.batch("x", x)
-    if labels is not None:
-        labels = checks.index("labels", labels, x)
+    labels = check_labels(labels, x)
+    if not isinstance(net, Charges):
+        check_network(net, labels)
     if solver in STOCHASTIC:
         raise ArgumentError(f"likelihood needs the solver of an ODE; {solver!r} is stochastic")
-    solve = find_solver(solver)
+    solve = find_solver(solver, options)
     flow = method.flow(net, labels)
     if exact is None:
-        exact = isinstance(flow, ExactFlow)
-    known = exact and isinstance(flow, ExactFlow)
+        exact = is_exact(flow)
+    known = exact and is_exact(flow)
     seen = None if known else _every_direction(x) if exact else _probes(x, probes, noise, generator)
     change = _Change(flow, x, seen)
     if solver == "rk45":
         options = {"rtol": 1e-5, "atol": 1e-5, "norm": change.norm, **options}
     start = torch.cat([checks.flat(x).double(), x.new_zeros(len(x), 1, dtype=torch.float64)], 1)
     with evaluation_mode(net), torch.no_grad(), tqdm(disable=not progress) as bar:
-        end = solve(change, start, change.grid(steps), lambda *_: bar.update(), **options)
+
+        def on_step(state: Tensor, s: float) -> Tensor:
+            bar.update()
+            return state
+
+        end = solve(change, start, change.grid(steps), on_step, **options)
     latents = end[:, :-1].view(x.shape)
     prior = method.prior_log_density(latents)
     return Likelihood(prior + end[:, -1], prior, end[:, -1], latents.to(x.dtype), change.evaluations)
@@ -179,7 +187,7 @@ class _Change(PlainSteps):
         return rate * torch.cat([slope.flatten(1).double(), divergence.double()[:, None]], 1)
 
     def _exact(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        assert isinstance(self.flow, ExactFlow)
+        assert is_exact(self.flow)
         return self.flow.derivative(x, self.flow.evaluate(x, t), t), self.flow.divergence(x, t)
 
     def _estimate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
@@ -201,7 +209,7 @@ class _Change(PlainSteps):
 
     def grid(self, steps: int) -> list[float]:
         """steps + 1 times from the data to the prior, even in the clock."""
-        first, *_, last = (self.flow.clock(t)[0] for t in self.flow.grid(1))
+        first, last = (self.flow.clock(t)[0] for t in (self.flow.grid(1)[0], self.flow.likelihood_end))
         return [last + (first - last) * i / steps for i in range(steps + 1)]
 
     def clock(self, t: float) -> tuple[float, float]:

@@ -1,20 +1,24 @@
-"""sample(): a method's flow, a solver, and a network or the true field."""
+"""sample(): a method's flow, a solver, and a network, a denoiser or the true field."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.methods import PFGM, Method
-from pfgm_fast.methods.base import Network, evaluation_mode
+from pfgm_fast.flows import Counted, Flow, Guided
+from pfgm_fast.methods import PFGM, Method, PFGMpp
+from pfgm_fast.methods.network import CONTRACT, Network, check_network, evaluation_mode, is_denoiser
 from pfgm_fast.sampling_graph import euler_graph
+from pfgm_fast.seeds import ImageGenerators, image_seeds
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -30,27 +34,6 @@ class Samples:
     graph: str | None = None
 
 
-class Counted:
-    """Counts the evaluations of a network, and passes everything through."""
-
-    def __init__(self, net: Network) -> None:
-        self.net, self.count = net, 0
-
-    def __call__(self, *args: Any) -> Any:
-        self.count += 1
-        return self.net(*args)
-
-
-def _home(net: Any) -> tuple[torch.device, torch.dtype]:
-    """Where a sample begins: the device of a network or of charges, and float64 for those of float64, else float32."""
-    if isinstance(net, Charges):
-        return net.device, net.value_dtype
-    parameters = list(net.parameters()) if isinstance(net, nn.Module) else []
-    device = parameters[0].device if parameters else torch.device("cpu")
-    double = any(p.dtype == torch.float64 for p in parameters)
-    return device, torch.float64 if double else torch.float32
-
-
 def sample(
     net: Network | Charges,
     shape: tuple[int, ...],  # (B, *shape)
@@ -62,80 +45,228 @@ def sample(
     generator: torch.Generator | None = None,
     *,
     method: Method | None = None,
-    labels: Tensor | None = None,  # (B,)
+    aug_dim: float | None = None,
+    labels: Tensor | None = None,  # (B,) or (B, classes)
+    guidance: float | None = None,
+    null_label: int | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] | None = None,  # B of them
+    device: torch.device | str | None = None,
     temperature: float = 1.0,
+    denoise: bool | None = None,
     record: bool = False,
     progress: bool = False,
     cuda_graph: bool = False,
     **options: Any,
 ) -> Samples:
-    """Draw samples by integrating the method's ODE from its prior to the data.
+    """Draw samples by integrating the method's ODE, or its reverse SDE, from its prior to the data.
 
-    net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`, or Charges: the true field, no network (then one
-        evaluation is one field). A module is put in evaluation mode meanwhile.
-    solver: "euler" (steps evaluations), "heun" (2 steps − 1), "rk45" (adaptive; `rtol`, `atol` as options); for the SDEs also
-        "euler_maruyama", "reverse_diffusion" (steps) and "predictor_corrector" (2 steps; `snr`). steps: ≥ 1, log-spaced in z
-        for PFGM.
-    z_max, z_min: where the ODE starts and ends; None: the method's (PFGM: 40 and 1e-3).
-    x0: the start instead of a draw from the prior, which is float64 for a network of float64, else float32. generator: for the prior (and the noise of a stochastic solver).
-    method: hyper-parameters, default PFGM(). labels: (B,) classes.
+    net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`; or v_x alone; or a denoiser D(x, sigma), with sigma_min and
+        sigma_max, or in `pf.Denoiser` (`methods.network` has the whole contract; the first call is held to it); or Charges: the true
+        field, no network (then one evaluation is one field). A module is put in evaluation mode meanwhile.
+    solver: one evaluation a step: "euler", "dpm_solver++" (DPM-Solver++ 2M), and, drawing noise, for the SDEs and D = ∞ "ancestral",
+        "euler_maruyama", "reverse_diffusion"; two: "heun" (2 steps − 1) and "predictor_corrector" (`snr`); "rk45" (adaptive; `rtol`,
+        `atol`; its steps are common to the batch). "euler" and "heun" take EDM's S_churn, S_min, S_max, S_noise.
+    steps: ≥ 1, log-spaced in z for PFGM; EDM's grid for PFGM++ and EDM; even in t for the SDEs.
+    z_max, z_min: where PFGM's ODE starts and ends; None: the method's (40 and 1e-3).
+    x0: the start instead of a draw from the prior, which is float64 for a network of float64, else float32. The steps keep its dtype,
+        the network gets its own.
+    generator: for the prior (and the noise). seed, an integer ≥ 0, instead: image k is the same in any batch and on any device; seeds:
+        those of the images themselves (`pf.image_seeds(seed, count, first)` are what `seed` gives).
+    method: hyper-parameters; default PFGM(), or PFGMpp where net is a denoiser (D its own `aug_dim`, else ∞) or aug_dim is given.
+        A denoiser's sigma_min and sigma_max limit the method's. aug_dim: D of PFGMpp, r = σ√D; inf is EDM.
+    labels: classes. guidance: the weight w of classifier-free guidance, free + w (with labels − free), at two evaluations; null_label:
+        the class that stands for none (None: the call without labels; of Charges, all of them).
+    device: where to sample; default and, for a module or Charges, always theirs.
     temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
+    denoise: end with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM, where
+        it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
     record: keep the path. progress: a tqdm bar.
     cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
         cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
         `sampling_graph.EulerGraph`.
 
-    Raises: ArgumentError for bad shapes, steps, solver, z_min ≥ z_max; SolverError where rk45 cannot go on. Samples that are not finite
-    are returned as such.
+    Raises: ArgumentError for bad shapes, steps, solver, options, z_min ≥ z_max, a network that breaks the contract; SolverError where
+    rk45 cannot go on. Samples that are not finite are returned as such.
     """
-    method = _with_ends(method or PFGM(), z_max, z_min)
-    solve = find_solver(solver)
     if not callable(net) and not isinstance(net, Charges):
-        raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
+        raise ArgumentError(f"net is a {type(net).__name__}; {CONTRACT}; or Charges")
+    method = _method_for(net, method, aug_dim, z_max, z_min)
+    solve = find_solver(solver, options)
     shape = tuple(shape)
+    draws = _draws(shape, generator, seed, seeds)
+    where = _device_for(net, device, x0)
     if x0 is None:
-        device, dtype = _home(net)
-        x0 = method.prior(shape, device=device, dtype=dtype, generator=generator)
+        x0 = _start(method, shape, where, _dtype_for(net), draws, generator)
     x = checks.batch("x0", x0)
     if checks.positive("temperature", temperature) != 1:
         x = temperature * x
     if tuple(x.shape) != shape:
         raise ArgumentError(f"x0 must have shape {shape}; got {tuple(x.shape)}")
-    if labels is not None:
-        labels = checks.index("labels", labels, x)
-    counted = Counted(net) if not isinstance(net, Charges) else None
-    flow = method.flow(net if counted is None else counted, labels)
-    if counted is None:
-        counted = Counted(flow.evaluate)
-        flow.evaluate = counted  # type: ignore[method-assign]
-    times = flow.grid(steps)
-    reason = "record=True looks at every step" if cuda_graph and record else None
-    if cuda_graph and not record:
+    labels = check_labels(labels, x)
+    if not isinstance(net, Charges):
+        check_network(net, labels)
+    flow = Counted(_guided(method, net, labels, guidance, null_label, x))
+    cost = 1 if guidance is None else Guided.cost
+    denoise = (method.denoises or solver in STOCHASTIC) if denoise is None else denoise
+    if solver == "rk45":
+        first, last = flow.grid(1)
+        times = [first, last] + [0.0] * denoise
+    else:
+        times = flow.grid(steps, denoise)
+    reason = None
+    if cuda_graph:
         with evaluation_mode(net):
-            graph = euler_graph(net, method, solver, x, labels, steps)
+            graph = _no_graph(record, denoise, guidance, options) or euler_graph(
+                net, method, solver, x, labels, steps
+            )
             if not isinstance(graph, str):
                 return Samples(graph(x, times), steps, graph=graph.reason or "captured")
         reason = graph
     path = [(times[0], x.clone())] if record else []
-    if solver in STOCHASTIC:
-        options["generator"] = generator
-    total = None if solver == "rk45" else steps
+    noise = draws or (
+        lambda like: torch.randn(like.shape, device=like.device, dtype=like.dtype, generator=generator)
+    )
+    total = None if solver == "rk45" else len(times) - 1
     with evaluation_mode(net), torch.no_grad(), tqdm(total=total, disable=not progress) as bar:
 
-        def on_step(x: Tensor, t: float) -> None:
+        def on_step(x: Tensor, t: float) -> Tensor:
             bar.update()
-            bar.set_postfix(t=f"{t:.3g}", nfe=counted.count, refresh=False)
+            bar.set_postfix(t=f"{t:.3g}", nfe=cost * flow.count, refresh=False)
             if record:
                 path.append((t, x.clone()))
+            return x
 
-        x = solve(flow, x, times, on_step, **options)
-    return Samples(x, counted.count, path, reason)
+        x = solve(flow, x, times, on_step, noise, **options)
+    return Samples(x, cost * flow.count, path, reason)
 
 
-def _with_ends(method: Method, z_max: float | None, z_min: float | None) -> Any:
-    ends = {k: v for k, v in (("z_max", z_max), ("z_min", z_min)) if v is not None}
+def check_labels(labels: Tensor | None, x: Tensor) -> Tensor | None:
+    """(B,) classes, or one-hot (B, classes) floats for networks that take them."""
+    if labels is None or not isinstance(labels, Tensor) or labels.dim() != 2:
+        return None if labels is None else checks.index("labels", labels, x)
+    checks.tensor("labels", labels)
+    if len(labels) != len(x):
+        raise ArgumentError(f"labels must have {len(x)} rows; got {tuple(labels.shape)}")
+    checks.same_device("labels", labels, "x", x)
+    return labels
+
+
+def _method_for(
+    net: Any, method: Method | None, aug_dim: float | None, z_max: float | None, z_min: float | None
+) -> Method:
+    if method is None:
+        own = getattr(net, "aug_dim", None) if is_denoiser(net) else None
+        chosen = aug_dim if aug_dim is not None else own
+        denoiser = is_denoiser(net) or aug_dim is not None
+        method = PFGMpp(aug_dim=math.inf if chosen is None else chosen) if denoiser else PFGM()
+    elif aug_dim is not None:
+        if not isinstance(method, PFGMpp):
+            raise ArgumentError(f"aug_dim (D) belongs to PFGMpp; the method is {method.name!r}")
+        method = replace(method, aug_dim=aug_dim)
+    if isinstance(method, PFGMpp) and is_denoiser(net):
+        method = method.within(net)
+    ends: dict[str, Any] = {k: v for k, v in (("z_max", z_max), ("z_min", z_min)) if v is not None}
     if not ends:
         return method
-    if not hasattr(method, "z_max"):
+    if not isinstance(method, PFGM):
         raise ArgumentError(f"z_max and z_min do not belong to the method {method.name!r}")
-    return replace(method, **ends)  # type: ignore[type-var]
+    return replace(method, **ends)
+
+
+def _home(net: Any) -> torch.device | None:
+    """Where charges or a network live; None: anywhere."""
+    if isinstance(net, Charges):
+        return net.device
+    parts = (*net.parameters(), *net.buffers()) if isinstance(net, nn.Module) else ()
+    return parts[0].device if parts else None
+
+
+def _dtype_for(net: Any) -> torch.dtype:
+    """Of a draw from the prior: float64 for charges or networks of float64, else float32."""
+    if isinstance(net, Charges):
+        return net.value_dtype
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
+    return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def _device_for(net: Any, device: torch.device | str | None, x0: Tensor | None) -> torch.device | None:
+    """Where to sample. Raises: ArgumentError where the net, or x0, lives elsewhere."""
+    lives = _home(net)
+    if device is None:
+        return lives
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ArgumentError(f"device {device!r}: {error}") from None
+    for name, place in (("net", lives), ("x0", None if x0 is None else x0.device)):
+        if place is not None and not _same_device(place, wanted):
+            raise ArgumentError(f"{name} is on {place}, not on device {wanted}: move it there first")
+    return wanted
+
+
+def _same_device(place: torch.device, wanted: torch.device) -> bool:
+    return place.type == wanted.type and wanted.index in (None, place.index)
+
+
+def _draws(
+    shape: tuple[int, ...],
+    generator: torch.Generator | None,
+    seed: int | None,
+    seeds: Sequence[int] | None,
+) -> ImageGenerators | None:
+    """One generator an image, where seeds are given."""
+    if sum(given is not None for given in (generator, seed, seeds)) > 1:
+        raise ArgumentError("give one of generator, seed and seeds")
+    if seed is not None:
+        seeds = image_seeds(seed, shape[0] if shape else 0)
+    if seeds is None:
+        return None
+    if len(seeds) != (shape[0] if shape else 0):
+        raise ArgumentError(f"seeds must be one for each image of shape {shape}; got {len(seeds)}")
+    return ImageGenerators(seeds)
+
+
+def _start(
+    method: Method,
+    shape: tuple[int, ...],
+    device: torch.device | None,
+    dtype: torch.dtype,
+    draws: ImageGenerators | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    checks.sizes(shape)
+    if draws is None:
+        return method.prior(shape, device=device, dtype=dtype, generator=generator)
+    return draws.stacked(lambda g: method.prior((1, *shape[1:]), dtype=dtype, generator=g)).to(device)
+
+
+def _guided(
+    method: Method,
+    net: Any,
+    labels: Tensor | None,
+    guidance: float | None,
+    null_label: int | None,
+    x: Tensor,
+) -> Flow:
+    flow = method.flow(net, labels)
+    if guidance is None:
+        if null_label is not None:
+            raise ArgumentError("null_label goes with guidance")
+        return flow
+    if labels is None:
+        raise ArgumentError("guidance needs labels")
+    checks.number("guidance", guidance, positive=False)
+    nobody = None if null_label is None else torch.full((len(x),), null_label, device=x.device)
+    return Guided(flow, method.flow(net, nobody), guidance)
+
+
+def _no_graph(record: bool, denoise: bool, guidance: float | None, options: dict[str, Any]) -> str | None:
+    """What these arguments have against a CUDA graph."""
+    if record:
+        return "record=True looks at every step"
+    if denoise:
+        return "the denoising step is not an Euler step of the graph"
+    if guidance is not None:
+        return "guidance evaluates two flows a step"
+    return f"{next(iter(options))} is not for graphs" if options else None

@@ -11,7 +11,8 @@ from pfgm_fast import steps
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import PFGM, Method
-from pfgm_fast.methods.base import Network
+from pfgm_fast.methods.network import Network, call_network, is_denoiser
+from pfgm_fast.methods.pfgm import implied_vz
 
 
 def euler_graph(
@@ -22,6 +23,8 @@ def euler_graph(
         return "the true field takes no network: its steps are single operators already"
     if not isinstance(method, PFGM):
         return f"graphs are for PFGM's Euler step, not for the method {method.name!r}"
+    if is_denoiser(net):
+        return "graphs are for PFGM's networks, not for denoisers"
     if solver != "euler":
         return f"graphs are for the solver 'euler', not {solver!r}"
     if x.dtype != torch.float32:
@@ -105,7 +108,8 @@ class EulerGraph:
         z_next = self.grid.index_select(0, self.index + 1)
         rows = z.expand(len(self.x))
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            vx, vz = self.net(self.x, rows) if self.labels is None else self.net(self.x, rows, self.labels)
+            vx, vz = call_network(self.net, self.x, rows, self.labels)
+            vz = implied_vz(vx, rows, self.constants[0]) if vz is None else vz
         steps.euler_step(self.x, vx, vz, z.view(()), z_next.view(()), *self.constants, out=self.x)
         self.index += 1
 

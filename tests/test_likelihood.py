@@ -77,7 +77,7 @@ METHODS = [
 def density_at_the_end(method, x: torch.Tensor) -> torch.Tensor:
     """Closed form: the data perturbed to where the flow ends."""
     if isinstance(method, SDE):
-        scale, deviation = map(float, method.marginal(method.t_min))
+        scale, deviation = map(float, method.marginal_prob(method.t_min))
         inner = pf.log_density(x / scale, deviation / scale, mixture(), math.inf)
         return inner - x.shape[1] * math.log(scale)
     if isinstance(method, PFGMpp):

@@ -10,7 +10,7 @@ from scipy import stats
 
 import pfgm_fast as pf
 from pfgm_fast.methods import METHODS, VESDE, VPSDE, PFGMpp, SubVPSDE, from_dict
-from pfgm_fast.methods.sde import LABELS, SDE
+from pfgm_fast.methods.sde import SDE, TIME_SCALE
 from pfgm_fast.solvers import STOCHASTIC
 
 SDES = [VESDE(sigma_max=20.0), VPSDE(), SubVPSDE()]
@@ -22,9 +22,9 @@ def test_marginal_solves_the_sdes_moments(method: SDE) -> None:
     h = 1e-5
     for t in (0.1, 0.5, 0.9):
         (a0, s0), (a1, s1) = (
-            map(float, method.marginal(torch.tensor(t + d, dtype=torch.float64))) for d in (-h, h)
+            map(float, method.marginal_prob(torch.tensor(t + d, dtype=torch.float64))) for d in (-h, h)
         )
-        a, s = method.marginal(t)
+        a, s = method.marginal_prob(t)
         linear, square = method.coefficients(t)
         assert (a1 - a0) / (2 * h) == pytest.approx(linear * a, rel=1e-5, abs=1e-9)
         assert (s1**2 - s0**2) / (2 * h) == pytest.approx(2 * linear * s**2 + square, rel=1e-5)
@@ -33,12 +33,12 @@ def test_marginal_solves_the_sdes_moments(method: SDE) -> None:
 @pytest.mark.parametrize("method", SDES, ids=lambda m: m.name)
 def test_discretized_steps_follow_the_marginal(method: SDE) -> None:
     """A thousand forward steps from a point reach the marginal at t = 1."""
-    mean, variance = 1.0, float(method.marginal(1e-3)[1]) ** 2
+    mean, variance = 1.0, float(method.marginal_prob(1e-3)[1]) ** 2
     grid = torch.linspace(1e-3, 1, 1001, dtype=torch.float64).tolist()
     for t, t_next in zip(grid[1:], grid[:-1], strict=True):
-        scale, square = method.discretized(t, t_next)
+        scale, square = method.transition(t, t_next)
         mean, variance = scale * mean, scale**2 * variance + square
-    a, s = method.marginal(1.0)
+    a, s = method.marginal_prob(1.0)
     assert mean == pytest.approx(a, abs=2e-3)
     assert variance == pytest.approx(s**2, rel=2e-2)
 
@@ -48,10 +48,10 @@ def test_exact_network_is_the_gaussian_mixtures_score(method: SDE) -> None:
     """By automatic differentiation of Σ_j N(x; a y_j, s²), written out."""
     y, t = torch.randn(9, 4, dtype=torch.float64), 0.4
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    a, s = method.marginal(t)
+    a, s = method.marginal_prob(t)
     log_density = torch.logsumexp(-(x[:, None] - a * y).square().sum(2) / (2 * s**2), 1)
     (score,) = torch.autograd.grad(log_density.sum(), x)
-    vx, _ = method.exact(pf.Charges(y))(x.detach(), torch.full((5,), LABELS * t, dtype=torch.float64))
+    vx, _ = method.exact(pf.Charges(y))(x.detach(), torch.full((5,), TIME_SCALE * t, dtype=torch.float64))
     torch.testing.assert_close(vx / s, score, rtol=1e-6, atol=1e-9)
 
 
@@ -120,7 +120,7 @@ def test_pfgmpp_denoiser_of_the_exact_network_is_the_posterior_mean() -> None:
     method, charges = PFGMpp(aug_dim=16.0), pf.Charges(torch.randn(12, 4, dtype=torch.float64))
 
     def net(x_in, condition):
-        sigma = (condition / 250).exp()[:, None]
+        sigma = (4 * condition).exp()[:, None]
         total = sigma.square() + 0.25
         x = x_in * total.sqrt()
         mean = pf.posterior_mean(x, sigma[:, 0] * 4, charges, 16.0)

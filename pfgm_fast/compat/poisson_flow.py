@@ -38,7 +38,8 @@ from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import pfgm_target
 from pfgm_fast.likelihood import log_likelihood
 from pfgm_fast.methods import PFGM
-from pfgm_fast.methods.base import Network, randn, unit_directions
+from pfgm_fast.methods.base import randn, unit_directions
+from pfgm_fast.methods.network import Network
 from pfgm_fast.sampling import Samples, sample
 
 SOLVERS = {"rk45": "rk45", "forward_euler": "euler", "improved_euler": "heun"}

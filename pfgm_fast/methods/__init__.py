@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods.base import Method
 from pfgm_fast.methods.pfgm import PFGM
-from pfgm_fast.methods.pfgmpp import PFGMpp
+from pfgm_fast.methods.pfgmpp import EDM, PFGMpp
 from pfgm_fast.methods.vesde import VESDE
 from pfgm_fast.methods.vpsde import VPSDE, SubVPSDE
 
-METHODS: dict[str, type[Any]] = {kind.name: kind for kind in (PFGM, PFGMpp, VESDE, VPSDE, SubVPSDE)}
+METHODS: dict[str, type[Any]] = {kind.name: kind for kind in (PFGM, PFGMpp, EDM, VESDE, VPSDE, SubVPSDE)}
 
 
-def from_dict(values: dict[str, Any]) -> Method:
-    """A method from `to_dict()`'s result. Raises: ArgumentError for an unknown name or hyper-parameter."""
-    values = dict(values)
+OLD_NAMES = {"data_std": "sigma_data", "log_mean": "P_mean", "log_std": "P_std"}
+
+
+def from_dict(given: dict[str, Any]) -> Method:
+    """A method from `to_dict()`'s result, also as earlier versions wrote it (their PFGM++ networks were given 250 ln σ).
+
+    Raises: ArgumentError for an unknown name or hyper-parameter.
+    """
+    values = {OLD_NAMES.get(k, k): math.inf if v == "inf" else v for k, v in given.items()}
+    if OLD_NAMES.keys() & given.keys():
+        values.setdefault("c_noise_scale", 250.0)
     name = values.pop("name", None)
     if name not in METHODS:
         raise ArgumentError(f"the method must be one of {', '.join(METHODS)}; got {name!r}")
@@ -26,4 +35,4 @@ def from_dict(values: dict[str, Any]) -> Method:
         raise ArgumentError(f"method {name!r}: {error}") from None
 
 
-__all__ = ["METHODS", "PFGM", "VESDE", "VPSDE", "Method", "PFGMpp", "SubVPSDE", "from_dict"]
+__all__ = ["EDM", "METHODS", "PFGM", "VESDE", "VPSDE", "Method", "PFGMpp", "SubVPSDE", "from_dict"]

@@ -3,77 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.flows import Flow
+from pfgm_fast.methods.network import Network
 from pfgm_fast.special import log_gamma_ratio
 
-Network = Callable[..., tuple[Tensor, Tensor]]
-"""net(x (B, *shape), condition (B,), labels=None) → (B, *shape), (B,)."""
-
-
-class Flow(Protocol):
-    """An ODE dx/dt = f(x, t) that a solver integrates from `grid[0]` to `grid[-1]`; t is a float64 number.
-
-    `evaluate` costs one evaluation of the network; what it returns is opaque to a solver. `euler` and `heun` are the
-    fused steps that go with it.
-    """
-
-    def evaluate(self, x: Tensor, t: float) -> Any:
-        """What the network says at x (B, *shape) and t; rows belong to rows of x."""
-        ...
-
-    def derivative(self, x: Tensor, value: Any, t: float) -> Tensor:
-        """dx/dt (B, *shape) of a value that was evaluated at (x, t); differentiable in x through the value."""
-        ...
-
-    def euler(self, x: Tensor, value: Any, t: float, t_next: float) -> Tensor:
-        """x + (t' − t) dx/dt (B, *shape); t' may lie on either side of t."""
-        ...
-
-    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
-        """x + (t' − t)/2 (dx/dt + dx/dt' ) (B, *shape), value_next evaluated at Euler's prediction for t'."""
-        ...
-
-    def grid(self, steps: int) -> list[float]:
-        """steps + 1 times from the prior to the data."""
-        ...
-
-    def clock(self, t: float) -> tuple[float, float]:
-        """(s, dt/ds) of the variable s in which an adaptive solver steps, e.g. s = log z."""
-        ...
-
-    def time(self, s: float) -> float:
-        """t of s, the inverse of `clock`."""
-        ...
-
-    @property
-    def jumps(self) -> tuple[float, ...]:
-        """Times at which the derivative jumps; an adaptive solver begins anew there instead of groping."""
-        ...
-
-
-@runtime_checkable
-class ExactFlow(Flow, Protocol):
-    """A flow that knows its divergence in closed form: that of Charges."""
-
-    def divergence(self, x: Tensor, t: float) -> Tensor:
-        """Σ_k ∂f_k/∂x_k at (x, t): (B,)."""
-        ...
+REDUCTIONS = ("mean", "half_sum", "sum")
 
 
 class Method(Protocol):
     """Hyper-parameters of one way to train and to sample; a frozen dataclass with `to_dict`."""
 
     name: ClassVar[str]
+
+    denoises: ClassVar[bool]
+    """Sampling its ODE ends with the denoising step unless it is told otherwise."""
+
+    @classmethod
+    def from_data(cls, charges: Charges, **given: Any) -> Method:
+        """The hyper-parameters that the method's rules find for other data; whatever is `given` stands."""
+        ...
+
+    def perturb(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Training queries x (B, *shape), and z, σ or t (B,) of each, of images (B, *shape)."""
+        ...
 
     def loss(
         self,
@@ -96,7 +57,8 @@ class Method(Protocol):
         ...
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
-        """The ODE from the prior to the data of a network, or of the exact field of Charges (an `ExactFlow`); labels (B,)."""
+        """The ODE from the prior to the data of a network, of a denoiser, or of the exact field of Charges (an `ExactFlow`);
+        labels (B,)."""
         ...
 
     def to_dict(self) -> dict[str, Any]:
@@ -105,86 +67,32 @@ class Method(Protocol):
 
 
 class Hyperparameters:
-    """Base of the methods' dataclasses."""
+    """Base of the methods' dataclasses.
 
-    name: ClassVar[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Name and hyper-parameters, as JSON can hold them."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
-
-
-class LogTime:
-    """The clock of a flow whose time runs over decades: s = log t."""
-
-    jumps: tuple[float, ...] = ()
-
-    def clock(self, t: float) -> tuple[float, float]:
-        return math.log(t), t
-
-    def time(self, s: float) -> float:
-        return math.exp(s)
-
-
-class PlainSteps:
-    """Euler and Heun for a flow whose `evaluate` is already dx/dt."""
-
-    def derivative(self, x: Tensor, value: Tensor, t: float) -> Tensor:
-        return value
-
-    def euler(self, x: Tensor, value: Tensor, t: float, t_next: float) -> Tensor:
-        return torch.add(x, value, alpha=t_next - t)
-
-    def heun(self, x: Tensor, value: Tensor, value_next: Tensor, t: float, t_next: float) -> Tensor:
-        return torch.add(x, value + value_next, alpha=0.5 * (t_next - t))
-
-
-class FieldFlow(LogTime):
-    """The flow of the true field, dx/dr = (x − m)/r (PFGM eq. 6, PFGM++ eq. 5), of Charges instead of a network.
-
-    Its value is x − m, its Euler step the fused `field_step`'s formula.
+    loss_reduction: what is done with an image's squared errors. "mean" over the elements, or "half_sum", half their sum (the released
+    runs of PFGM on CIFAR-10 and CelebA, and score-SDE's; (N + 1)/2 = 1536.5 times the mean on CIFAR-10), or "sum" (EDM's). Adam itself
+    does not see the factor, but clipping at a norm of 1 does: with the mean it acts in the first updates only (on the digits, N = 64, the
+    norm falls from 1.7 to 0.11 in 60 updates), with half the sum it scales nearly every update, so that all have the same length.
     """
 
-    def __init__(
-        self, charges: Charges, aug_dim: float, start: float, end: float, labels: Tensor | None
-    ) -> None:
-        self.charges, self.aug_dim, self.start, self.end, self.labels = charges, aug_dim, start, end, labels
+    name: ClassVar[str]
+    denoises: ClassVar[bool] = False
+    loss_reduction: str
 
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        from pfgm_fast.field import poisson_field
+    def __post_init__(self) -> None:
+        if self.loss_reduction not in REDUCTIONS:
+            raise ArgumentError(
+                f"loss_reduction must be one of {', '.join(REDUCTIONS)}; got {self.loss_reduction!r}"
+            )
 
-        return poisson_field(x, t, self.charges, self.aug_dim, labels=self.labels)[0]
+    def reduced(self, squares: Tensor, elements: int) -> Tensor:
+        """The loss (B,) of the sum of an image's squared errors (B,) over its `elements`."""
+        return squares * {"mean": 1 / elements, "half_sum": 0.5, "sum": 1.0}[self.loss_reduction]
 
-    def derivative(self, x: Tensor, value: Tensor, t: float) -> Tensor:
-        return value / t
-
-    def euler(self, x: Tensor, value: Tensor, t: float, t_next: float) -> Tensor:
-        return torch.add(x, value, alpha=(t_next - t) / t)
-
-    def heun(self, x: Tensor, value: Tensor, value_next: Tensor, t: float, t_next: float) -> Tensor:
-        return x + 0.5 * (t_next - t) * (value / t + value_next / t_next)
-
-    def divergence(self, x: Tensor, t: float) -> Tensor:
-        """div (x − m)/r (B,), exact, as weighted sums over the charges."""
-        from pfgm_fast.field import field_divergence
-
-        return field_divergence(x, t, self.charges, self.aug_dim, labels=self.labels) / t
-
-    def grid(self, steps: int) -> list[float]:
-        return log_grid(self.start, self.end, steps)
-
-
-@contextmanager
-def evaluation_mode(net: Any) -> Iterator[None]:
-    """A module is in evaluation mode within, and as it was afterwards; anything else is left alone."""
-    training = isinstance(net, nn.Module) and net.training
-    if training:
-        net.eval()
-    try:
-        yield
-    finally:
-        if training:
-            net.train()
+    def to_dict(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as JSON can hold them: infinity is "inf"."""
+        values = asdict(self)  # type: ignore[call-overload]
+        return {"name": self.name, **{k: "inf" if v == math.inf else v for k, v in values.items()}}
 
 
 def log_grid(start: float, end: float, steps: int) -> list[float]:
@@ -196,9 +104,13 @@ def log_grid(start: float, end: float, steps: int) -> list[float]:
     return [start, *(start * math.exp(ratio * i / steps) for i in range(1, steps)), end]
 
 
-def per_image(value: Tensor, like: Tensor) -> Tensor:
-    """(B,) → (B, 1, …) to go with like (B, *shape)."""
-    return value.view(-1, *[1] * (like.dim() - 1))
+def spread_of(charges: Charges) -> float:
+    """Standard deviation of all the values of the charges, about their one mean."""
+    count, total, squares = len(charges) * charges.dim, 0.0, 0.0
+    for part in charges.blocks():
+        values = charges.values(part, torch.float64)
+        total, squares = total + float(values.sum()), squares + float(values.square().sum())
+    return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
 
 
 def randn(*shape: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -229,8 +141,7 @@ def poisson_prior(
     PFGM (arXiv 2209.11178) appendix B.3 with D = 1, PFGM++ (arXiv 2302.04265) appendix B. b is drawn as g₁/(g₁ + g₂) from two
     gamma variates, so ‖x‖ = r √(g₁/g₂) and nothing cancels.
     """
-    if len(shape) < 2 or min(shape) < 1:
-        raise ArgumentError(f"shape must be (B, *shape) with every size ≥ 1; got {tuple(shape)}")
+    checks.sizes(shape)
     dim = math.prod(shape[1:])
     direction = unit_directions(shape, device, dtype, generator)
     concentration = torch.tensor([[dim / 2], [aug_dim / 2]], dtype=torch.float64, device=device)

@@ -13,18 +13,17 @@ from pfgm_fast import checks, steps
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import pfgm_target
+from pfgm_fast.flows import Flow, NoiseLevelTime
 from pfgm_fast.methods.base import (
-    FieldFlow,
-    Flow,
     Hyperparameters,
-    LogTime,
-    Network,
     log_grid,
     poisson_prior,
     poisson_prior_log_density,
     randn,
     unit_directions,
 )
+from pfgm_fast.methods.network import Network, call_denoiser, call_network, is_denoiser
+from pfgm_fast.methods.sigma_flow import FieldFlow, SigmaFlow
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,8 @@ class PFGM(Hyperparameters):
 
     sigma: standard deviation of ε. tau, m_exp: the perturbation grows by (1 + τ)^m, m ~ U[0, M_exp]. gamma: γ of the target.
     z_max, z_min: where sampling starts and ends. upper_norm: the prior's largest ‖x‖. z_exp: below it v_z is substituted.
-    near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off.
+    near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off. loss_reduction: see `Hyperparameters`.
+    Sampling ends on z = z_min, where the true field leaves about 1e-3 rms an element; with `denoise`, on the data.
     """
 
     name: ClassVar[str] = "pfgm"
@@ -47,8 +47,10 @@ class PFGM(Hyperparameters):
     upper_norm: float = 3000.0
     z_exp: float = 5.0
     near: float = 0.005
+    loss_reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("sigma", "tau", "m_exp", "gamma", "z_max", "z_min", "upper_norm"):
             checks.positive(name, getattr(self, name))
         for name in ("z_exp", "near"):
@@ -108,17 +110,19 @@ class PFGM(Hyperparameters):
         generator: torch.Generator | None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the N + 1 components of v against the target over all charges (B,): algorithm 1.
+        """Squared error of the N + 1 components of v against the target over all charges, reduced (B,): algorithm 1.
 
         images (B, *shape) are the charges at index (B,), which serves the field as its hint. Unlike the paper's mini-batch,
-        `charges` may be the whole data set.
+        `charges` may be the whole data set. A network that returns v_x alone learns its N components.
         """
         with torch.no_grad():
             x, z = self.perturb(images, generator)
             target, target_z = pfgm_target(x, z, charges, self.gamma, labels=labels)
-        vx, vz = net(x, z, labels) if labels is not None else net(x, z)
-        squares = (vx.float() - target).square().flatten(1).sum(1) + (vz.float() - target_z).square()
-        return squares / (charges.dim + 1)
+        vx, vz = call_network(net, x, z, labels)
+        squares = (vx.float() - target).square().flatten(1).sum(1)
+        if vz is None:
+            return self.reduced(squares, charges.dim)
+        return self.reduced(squares + (vz.float() - target_z).square(), charges.dim + 1)
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) on z = z_max; `where`: device, dtype, generator. PFGM appendix B.3: ‖x‖ within [1, upper_norm]."""
@@ -129,26 +133,40 @@ class PFGM(Hyperparameters):
         return poisson_prior_log_density(x, self.z_max, 1.0)
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
-        """The backward ODE dx/dz = v_x/v_z (eq. 6) of a network, or of the true field where net is Charges."""
+        """The backward ODE dx/dz = v_x/v_z (eq. 6) of a network, or dx/dz = (x − m)/z of a denoiser or, where net is Charges, of the
+        true field."""
         if isinstance(net, Charges):
-            return FieldFlow(net, 1.0, self.z_max, self.z_min, labels)
+            return FieldFlow(net, 1.0, self.grid, labels)
+        if is_denoiser(net):
+            return SigmaFlow(
+                lambda x, z: x - call_denoiser(net, x, x.new_full((len(x),), z), labels), self.grid
+            )
         return PFGMFlow(self, net, labels)
 
+    def grid(self, steps: int, denoise: bool = False) -> list[float]:
+        """steps + 1 values of z, evenly spaced in log z, and with `denoise` then 0."""
+        return log_grid(self.z_max, self.z_min, steps) + [0.0] * denoise
 
-class PFGMFlow(LogTime):
+
+class PFGMFlow(NoiseLevelTime):
     """dx/dz = v_x/v_z of a network, stepped by the fused kernels; the adaptive solver's clock is log z (appendix B.2.2)."""
 
     def __init__(self, method: PFGM, net: Network, labels: Tensor | None) -> None:
         self.method, self.net, self.labels = method, net, labels
         self.constants = method.gamma, method.z_exp
         self.jumps = (method.z_exp,) if method.z_min < method.z_exp < method.z_max else ()
+        self.grid, self.likelihood_end = method.grid, method.z_min
 
     def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        z = torch.full((len(x),), t, device=x.device, dtype=x.dtype)
-        return self.net(x, z) if self.labels is None else self.net(x, z, self.labels)
+        z = x.new_full((len(x),), t)
+        vx, vz = call_network(self.net, x, z, self.labels)
+        return vx, (implied_vz(vx, z, self.method.gamma) if vz is None else vz)
 
     def derivative(self, x: Tensor, value: tuple[Tensor, Tensor], t: float) -> Tensor:
         return steps.drift(*value, t, *self.constants).to(x.dtype)
+
+    def denoised(self, x: Tensor, value: tuple[Tensor, Tensor], t: float) -> Tensor:
+        return steps.euler_step(x, *value, t, 0.0, *self.constants)
 
     def euler(self, x: Tensor, value: tuple[Tensor, Tensor], t: float, t_next: float) -> Tensor:
         return steps.euler_step(x, *value, t, t_next, *self.constants)
@@ -157,5 +175,19 @@ class PFGMFlow(LogTime):
         (vx, vz), (vx_next, vz_next) = value, value_next
         return steps.heun_step(x, vx, vz, vx_next, vz_next, t, t_next, *self.constants)
 
-    def grid(self, steps: int) -> list[float]:
-        return log_grid(self.method.z_max, self.method.z_min, steps)
+
+def implied_vz(
+    vx: Tensor,  # (B, *shape)
+    z: Tensor,  # (B,)
+    gamma: float,
+) -> Tensor:
+    """v_z (B,) that goes with v_x at z: exact for the true field, where the substitution of appendix B.2.3 neglects z beside ‖E_x‖.
+
+    With n = ‖v_x‖/√N = e/(√(e² + z²) + γ), e = ‖E_x‖ = n (γ + √(n²γ² + (1 − n²) z²))/(1 − n²) and v_z = v_x's length times −z/e,
+    so v_z = −√N z (1 − n²)/(γ + √(n²γ² + (1 − n²) z²)). n ≥ 1, which no field has, is held just below 1.
+    """
+    flat = vx.flatten(1).to(torch.promote_types(vx.dtype, torch.float32))
+    dim, z = flat.shape[1], z.to(flat.dtype)
+    n = (flat.norm(dim=1) / math.sqrt(dim)).clamp(max=1 - 1e-6)
+    rest = (1 - n) * (1 + n)
+    return -math.sqrt(dim) * z * rest / (gamma + (n.square() * gamma**2 + rest * z.square()).sqrt())

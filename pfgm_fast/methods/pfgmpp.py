@@ -1,9 +1,9 @@
-"""PFGM++ (Xu et al. 2023, arXiv 2302.04265): D extra dimensions; D = ∞ is a diffusion model in σ."""
+"""PFGM++ (Xu et al. 2023, arXiv 2302.04265): D extra dimensions; D = ∞ is EDM (Karras et al. 2022, arXiv 2206.00364)."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -13,81 +13,98 @@ from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import posterior_mean
+from pfgm_fast.flows import Flow, per_image
 from pfgm_fast.methods.base import (
-    FieldFlow,
-    Flow,
     Hyperparameters,
-    LogTime,
-    Network,
-    PlainSteps,
     gaussian_log_density,
-    per_image,
     poisson_prior,
     poisson_prior_log_density,
     randn,
-    unit_directions,
+    spread_of,
 )
+from pfgm_fast.methods.network import Network, call_denoiser, call_network, is_denoiser
+from pfgm_fast.methods.sigma_flow import FieldFlow, GaussianFieldFlow, GaussianSigmaFlow, SigmaFlow
 
 
 @dataclass(frozen=True)
 class PFGMpp(Hyperparameters):
     """aug_dim: D ∈ (0, ∞]; r = σ√D ties it to the noise σ of diffusion models (section 4), so their settings carry over.
 
-    log σ ~ N(log_mean, log_std²) in training; sampling from σ_max to σ_min on a grid of exponent rho. data_std: of the data's values.
+    ln σ ~ N(P_mean, P_std²) in training. sigma_data: standard deviation of the data's values. σ runs from sigma_max to sigma_min on a
+    grid even in σ^(1/rho) (EDM eq. 5), and then to 0: `steps` values and 0, so Heun's method takes 2·steps − 1 evaluations.
     stable: the target is the posterior mean over all charges, without variance, instead of the one image that was perturbed.
-    The preconditioning is that of Karras et al. 2022 (arXiv 2206.00364, table 1), which PFGM++ shares.
+    The preconditioning is EDM's (table 1), which PFGM++ shares: D = c_skip x + c_out F(c_in x, c_noise, labels), and F, an own network
+    as well as the released ones, is given c_noise = ln(σ)/4, about −1.6 to 1.1: an embedding made for 0 … 1000 needs it rescaled
+    (c_noise_scale; runs saved before this was so have 250). A module that is a denoiser already (`methods.network`) is taken as it is.
     """
 
     name: ClassVar[str] = "pfgmpp"
+    denoises: ClassVar[bool] = True
 
     aug_dim: float = 128.0
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    data_std: float = 0.5
-    log_mean: float = -1.2
-    log_std: float = 1.2
+    sigma_data: float = 0.5
+    P_mean: float = -1.2
+    P_std: float = 1.2
     rho: float = 7.0
     stable: bool = True
+    c_noise_scale: float = 0.25
+    loss_reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.aug_dim(self.aug_dim)
-        for name in ("sigma_min", "sigma_max", "data_std", "log_std", "rho"):
+        for name in ("sigma_min", "sigma_max", "sigma_data", "P_std", "rho", "c_noise_scale"):
             checks.positive(name, getattr(self, name))
+        checks.number("P_mean", self.P_mean, positive=False)
         if self.sigma_min >= self.sigma_max:
             raise ArgumentError(f"sigma_min must be < sigma_max; got {self.sigma_min}, {self.sigma_max}")
+
+    @classmethod
+    def from_data(cls, charges: Charges, **given: Any) -> PFGMpp:
+        """EDM's settings, which are for data of standard deviation 0.5 (images in [−1, 1]), in units of the data's own: sigma_data is
+        measured, sigma_min, sigma_max and e^P_mean scale with it. Whatever is `given` stands."""
+        deviation = given.get("sigma_data") or spread_of(charges)
+        unit = checks.positive("standard deviation of the data", deviation) / 0.5
+        rule = {"sigma_data": deviation, "sigma_min": 0.002 * unit, "sigma_max": 80 * unit}
+        return cls(**{**rule, "P_mean": -1.2 + math.log(unit), **given})
 
     @property
     def radius_scale(self) -> float:
         """r/σ = √D; 1 where D is infinite, where the field functions take σ itself."""
         return 1.0 if math.isinf(self.aug_dim) else math.sqrt(self.aug_dim)
 
+    def within(self, net: Network) -> PFGMpp:
+        """The method, with σ held within the denoiser's sigma_min and sigma_max, as EDM's samplers do."""
+        inner = getattr(net, "module", net)
+        low = max(self.sigma_min, float(getattr(inner, "sigma_min", 0.0)))
+        high = min(self.sigma_max, float(getattr(inner, "sigma_max", math.inf)))
+        return replace(self, sigma_min=low, sigma_max=high)
+
     def perturb(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """x = y + R u (B, *shape), σ (B,): R = r √(b/(1 − b)), b ~ Beta(N/2, D/2) (section 3.2); Gaussian where D = ∞."""
         images = checks.batch("images", images)
         flat = checks.flat(images)
-        noise = randn(len(flat), like=flat, generator=generator)
-        sigma = (self.log_mean + self.log_std * noise).exp()
+        sigma = (self.P_mean + self.P_std * randn(len(flat), like=flat, generator=generator)).exp()
+        shift = self._kernel(images.shape, device=flat.device, dtype=flat.dtype, generator=generator)
+        return images + per_image(sigma, images) * shift, sigma
+
+    def _kernel(self, shape: tuple[int, ...], **where: Any) -> Tensor:
+        """Draws (B, *shape) of the perturbation at σ = 1."""
         if math.isinf(self.aug_dim):
-            return images + per_image(sigma, images) * randn(
-                *images.shape, like=images, generator=generator
-            ), sigma
-        batch, dim = flat.shape
-        shape = torch.tensor([[dim / 2], [self.aug_dim / 2]], dtype=torch.float64, device=flat.device)
-        first, second = torch._standard_gamma(shape.expand(2, batch).contiguous(), generator=generator)
-        ratio = (first / second.clamp(min=torch.finfo(torch.float64).tiny)).sqrt().to(flat.dtype)
-        direction = unit_directions((batch, dim), flat.device, flat.dtype, generator)
-        shift = (sigma * self.radius_scale * ratio)[:, None] * direction
-        return images + shift.view(images.shape), sigma
+            return torch.randn(shape, **where)
+        return poisson_prior(shape, self.radius_scale, self.aug_dim, (0.0, math.inf), **where)
 
     def denoise(self, net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The denoiser c_skip x + c_out net(c_in x, c_noise) (B, *shape)."""
-        total = sigma.square() + self.data_std**2
-        skip, into = self.data_std**2 / total, total.rsqrt()
-        out = sigma * self.data_std * into
-        condition = 250 * sigma.log()  # a quarter of the logarithm, over the thousand steps of the embedding
-        arguments = (x * per_image(into, x), condition)
-        vx, _ = net(*arguments) if labels is None else net(*arguments, labels)
-        return per_image(skip, x) * x + per_image(out, x) * vx.to(x.dtype)
+        """The denoiser D(x; σ) = c_skip x + c_out F(c_in x, c_noise) (B, *shape) of a raw network F; a denoiser's own output."""
+        if is_denoiser(net):
+            return call_denoiser(net, x, sigma, labels)
+        total = sigma.square() + self.sigma_data**2
+        skip, into = self.sigma_data**2 / total, total.rsqrt()
+        out = sigma * self.sigma_data * into
+        raw, _ = call_network(net, x * per_image(into, x), self.c_noise_scale * sigma.log(), labels)
+        return per_image(skip, x) * x + per_image(out, x) * raw.to(x.dtype)
 
     def loss(
         self,
@@ -98,22 +115,20 @@ class PFGMpp(Hyperparameters):
         generator: torch.Generator | None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Weighted squared error of the denoiser against the posterior mean (B,), mean over the elements (eq. 7)."""
+        """Weighted squared error of the denoiser against the posterior mean, reduced (B,) (eq. 7; EDM eq. 2, λ of table 1)."""
         with torch.no_grad():
             x, sigma = self.perturb(images, generator)
             target = images
             if self.stable:
                 target = posterior_mean(x, sigma * self.radius_scale, charges, self.aug_dim, labels=labels)
-        error = (self.denoise(net, x, sigma, labels) - target).square().flatten(1).mean(1)
-        return error * (sigma.square() + self.data_std**2) / (sigma * self.data_std).square()
+        squares = (self.denoise(net, x, sigma, labels) - target).square().flatten(1).sum(1)
+        weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
+        return self.reduced(weight * squares, images[0].numel())
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) at σ_max."""
-        if math.isinf(self.aug_dim):
-            return self.sigma_max * torch.randn(shape, **where)
-        return poisson_prior(
-            shape, self.sigma_max * self.radius_scale, self.aug_dim, (0.0, math.inf), **where
-        )
+        checks.sizes(shape)
+        return self.sigma_max * self._kernel(shape, **where)
 
     def prior_log_density(self, x: Tensor) -> Tensor:
         """log density of the prior at σ_max at x (B, *shape), in nats (B,), float64."""
@@ -122,41 +137,37 @@ class PFGMpp(Hyperparameters):
         return poisson_prior_log_density(x, self.sigma_max * self.radius_scale, self.aug_dim)
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
-        """dx/dσ = (x − denoised)/σ (eq. 5 with r = σ√D), of a network or of the true field."""
+        """dx/dσ = (x − D)/σ (eq. 5 with r = σ√D), of a network, a denoiser or the true field; with D = ∞ also an SDE."""
+        gaussian = math.isinf(self.aug_dim)
         if isinstance(net, Charges):
-            return _SigmaFieldFlow(self, net, labels)
-        return _DenoiserFlow(self, net, labels)
+            return (GaussianFieldFlow if gaussian else FieldFlow)(net, self.aug_dim, self.grid, labels)
 
-    def times(self, steps: int) -> list[float]:
-        """steps + 1 values of σ, evenly spaced in σ^(1/ρ)."""
-        steps = checks.integer("steps", steps, 1)
+        def residual(x: Tensor, sigma: float) -> Tensor:
+            return x - self.denoise(net, x, x.new_full((len(x),), sigma), labels)
+
+        return (GaussianSigmaFlow if gaussian else SigmaFlow)(residual, self.grid)
+
+    def sigmas(self, count: int) -> list[float]:
+        """`count` values of σ from sigma_max to sigma_min (one: sigma_max), evenly spaced in σ^(1/rho) (EDM eq. 5)."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return [(high + (low - high) * i / steps) ** self.rho for i in range(steps + 1)]
+        between = [(high + (low - high) * i / (count - 1)) ** self.rho for i in range(1, count - 1)]
+        return [self.sigma_max, *between, self.sigma_min][: max(1, count)]
+
+    def grid(self, steps: int, denoise: bool = False) -> list[float]:
+        """With `denoise`, EDM's: `steps` values of σ, and 0; without, the steps + 1 values that end in sigma_min."""
+        steps = checks.integer("steps", steps, 1)
+        return [*self.sigmas(steps), 0.0] if denoise else self.sigmas(steps + 1)
 
 
-class _SigmaFieldFlow(FieldFlow):
-    def __init__(self, method: PFGMpp, charges: Charges, labels: Tensor | None) -> None:
-        super().__init__(charges, method.aug_dim, method.sigma_max, method.sigma_min, labels)
-        self.method = method
+@dataclass(frozen=True)
+class EDM(PFGMpp):
+    """PFGM++ with D = ∞: the diffusion model of Karras et al. 2022 (arXiv 2206.00364)."""
 
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        return super().evaluate(x, t * self.method.radius_scale)
+    name: ClassVar[str] = "edm"
 
-    def divergence(self, x: Tensor, t: float) -> Tensor:
-        scale = self.method.radius_scale
-        return super().divergence(x, t * scale) * scale
+    aug_dim: float = math.inf
 
-    def grid(self, steps: int) -> list[float]:
-        return self.method.times(steps)
-
-
-class _DenoiserFlow(LogTime, PlainSteps):
-    def __init__(self, method: PFGMpp, net: Network, labels: Tensor | None) -> None:
-        self.method, self.net, self.labels = method, net, labels
-
-    def evaluate(self, x: Tensor, t: float) -> Tensor:
-        sigma = torch.full((len(x),), t, device=x.device, dtype=x.dtype)
-        return (x - self.method.denoise(self.net, x, sigma, self.labels)) / t
-
-    def grid(self, steps: int) -> list[float]:
-        return self.method.times(steps)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not math.isinf(self.aug_dim):
+            raise ArgumentError(f"edm is D = inf; with aug_dim = {self.aug_dim} the method is pfgmpp")

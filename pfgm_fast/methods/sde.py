@@ -14,51 +14,60 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
-from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import field_divergence, posterior_mean
-from pfgm_fast.methods.base import (
-    Flow,
-    Hyperparameters,
-    Network,
-    PlainSteps,
-    gaussian_log_density,
-    per_image,
-    randn,
-)
+from pfgm_fast.flows import Flow, PlainSteps, per_image
+from pfgm_fast.methods.base import Hyperparameters, gaussian_log_density, randn
+from pfgm_fast.methods.network import Denoiser, Network, call_denoiser, call_network, is_denoiser
 
-LABELS = 999.0
+TIME_SCALE = 999.0
 """The network's condition is 999 t, the range for which its positional embedding was made."""
 
 
 class SDE(Hyperparameters):
-    """Base: a subclass is a frozen dataclass with `marginal`, `coefficients`, `discretized`, and the field `t_min`."""
+    """Base: a subclass is a frozen dataclass with `marginal_prob`, `time_of`, `coefficients`, `transition`.
+
+    t_min: the least t of training and of likelihoods. sampling_eps: where sampling ends (never below t_min); a sampler of the SDE
+    then takes the denoising step, which removes the noise that is left there; solvers of the ODE do so with `denoise`.
+    """
 
     t_min: float
+    sampling_eps: float
 
-    def marginal(self, t: Any) -> tuple[Any, Any]:
+    def marginal_prob(self, t: Any) -> tuple[Any, Any]:
         """a(t), s(t) of a number or a tensor."""
+        raise NotImplementedError
+
+    def time_of(self, sigma: float) -> float:
+        """t at which s/a is σ > 0."""
         raise NotImplementedError
 
     def coefficients(self, t: float) -> tuple[float, float]:
         """f(t), g(t)² of the SDE."""
         raise NotImplementedError
 
-    def discretized(self, t: float, t_next: float) -> tuple[float, float]:
+    def transition(self, t: float, t_next: float) -> tuple[float, float]:
         """Forward step from t_next up to t as x ← A x + G ε: A, G² (appendix E)."""
         raise NotImplementedError
 
-    def prior_deviation(self) -> float:
+    def prior_std(self) -> float:
         """Standard deviation of the prior."""
-        return float(self.marginal(1.0)[1])
+        return float(self.marginal_prob(1.0)[1])
 
-    def perturb(
-        self, images: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, *shape), t (B,), ε (B, *shape): t ~ U[t_min, 1]."""
+    @property
+    def t_end(self) -> float:
+        """Where sampling ends."""
+        return max(self.t_min, self.sampling_eps)
+
+    def perturb(self, images: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """x = a(t) y + s(t) ε (B, *shape), t (B,) ~ U[t_min, 1]."""
+        x, t, _ = self._perturb(images, generator)
+        return x, t
+
+    def _perturb(self, images: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         images = checks.batch("images", images)
         uniform = torch.rand(len(images), device=images.device, dtype=images.dtype, generator=generator)
         t = self.t_min + (1 - self.t_min) * uniform
-        scale, deviation = self.marginal(t)
+        scale, deviation = self.marginal_prob(t)
         noise = randn(*images.shape, like=images, generator=generator)
         return per_image(scale, images) * images + per_image(deviation, images) * noise, t, noise
 
@@ -71,38 +80,46 @@ class SDE(Hyperparameters):
         generator: torch.Generator | None,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """Mean of (s(t) score + ε)² over the elements (B,): denoising score matching, eq. 7 with λ = s²."""
-        x, t, noise = self.perturb(images, generator)
-        prediction, _ = net(x, LABELS * t, labels) if labels is not None else net(x, LABELS * t)
-        return (prediction.float() + noise).square().flatten(1).mean(1)
+        """(s(t) score + ε)² of an image, reduced (B,): denoising score matching, eq. 7 with λ = s²."""
+        x, t, noise = self._perturb(images, generator)
+        prediction, _ = call_network(self.network(net), x, TIME_SCALE * t, labels)
+        squares = (prediction.float() + noise).square().flatten(1).sum(1)
+        return self.reduced(squares, images[0].numel())
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) at t = 1; `where`: device, dtype, generator. Raises: ArgumentError for an empty shape."""
-        if len(shape) < 2 or min(shape) < 1:
-            raise ArgumentError(f"shape must be (B, *shape) with every size ≥ 1; got {tuple(shape)}")
-        return self.prior_deviation() * torch.randn(shape, **where)
+        checks.sizes(shape)
+        return self.prior_std() * torch.randn(shape, **where)
 
     def prior_log_density(self, x: Tensor) -> Tensor:
         """log density of the prior at x (B, *shape), in nats (B,), float64."""
-        return gaussian_log_density(x, self.prior_deviation())
+        return gaussian_log_density(x, self.prior_std())
 
     def flow(self, net: Network | Charges, labels: Tensor | None = None) -> Flow:
         """The probability flow, dx/dt = f x − ½ g² score (eq. 13), and the reverse SDE for stochastic solvers. Charges: the exact
         score of the perturbed data."""
         return _ExactSDEFlow(self, net, labels) if isinstance(net, Charges) else SDEFlow(self, net, labels)
 
+    def network(self, net: Network) -> Network:
+        """net(x, 999 t[, labels]) → −ε (B, *shape) and whatever; of a denoiser D(x; σ), −(x − a D(x/a; s/a))/s."""
+        if not is_denoiser(net):
+            return net
+
+        def of_denoiser(x: Tensor, condition: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            scale, deviation = (v.to(x.dtype) for v in self.marginal_prob(condition / TIME_SCALE))
+            clean = call_denoiser(net, x / per_image(scale, x), deviation / scale, labels)
+            vx = (per_image(scale, x) * clean - x) / per_image(deviation, x)
+            return vx, torch.zeros_like(condition)
+
+        return of_denoiser
+
     def exact(self, charges: Charges) -> Network:
         """−ε of the true posterior as a network: −(x − a m)/s, m the posterior mean at x/a under noise s/a."""
 
-        def net(x: Tensor, condition: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            scale, deviation = (value.to(x.dtype) for value in self.marginal(condition / LABELS))
-            mean = posterior_mean(
-                x / per_image(scale, x), deviation / scale, charges, math.inf, labels=labels
-            )
-            vx = (per_image(scale, x) * mean - x) / per_image(deviation, x)
-            return vx, torch.zeros_like(condition)
+        def mean(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+            return posterior_mean(x, sigma, charges, math.inf, labels=labels)
 
-        return net
+        return self.network(Denoiser(mean))
 
 
 class SDEFlow(PlainSteps):
@@ -111,12 +128,21 @@ class SDEFlow(PlainSteps):
     jumps: tuple[float, ...] = ()
 
     def __init__(self, method: SDE, net: Network, labels: Tensor | None) -> None:
-        self.method, self.net, self.labels = method, net, labels
+        self.method, self.net, self.labels = method, method.network(net), labels
+        self.marginal_prob, self.time_of = method.marginal_prob, method.time_of
+        self.coefficients, self.transition = method.coefficients, method.transition
+        self.likelihood_end = method.t_min
 
     def evaluate(self, x: Tensor, t: float) -> Tensor:
-        condition = torch.full((len(x),), LABELS * t, device=x.device, dtype=x.dtype)
-        vx, _ = self.net(x, condition) if self.labels is None else self.net(x, condition, self.labels)
-        return vx.to(x.dtype) / float(self.method.marginal(t)[1])
+        vx, _ = call_network(self.net, x, x.new_full((len(x),), TIME_SCALE * t), self.labels)
+        return vx.to(x.dtype) / float(self.method.marginal_prob(t)[1])
+
+    def score(self, x: Tensor, value: Tensor, t: float) -> Tensor:
+        return value
+
+    def denoised(self, x: Tensor, value: Tensor, t: float) -> Tensor:
+        scale, deviation = self.method.marginal_prob(t)
+        return torch.add(x, value, alpha=deviation**2) / scale
 
     def derivative(self, x: Tensor, value: Tensor, t: float) -> Tensor:
         linear, square = self.method.coefficients(t)
@@ -130,9 +156,10 @@ class SDEFlow(PlainSteps):
         slope = self.derivative(predicted, value_next, t_next)
         return super().heun(x, self.derivative(x, value, t), slope, t, t_next)
 
-    def grid(self, steps: int) -> list[float]:
-        steps = checks.integer("steps", steps, 1)
-        return [1 + (self.method.t_min - 1) * i / steps for i in range(steps + 1)]
+    def grid(self, steps: int, denoise: bool = False) -> list[float]:
+        """steps + 1 times from 1 to where sampling ends, evenly spaced, and with `denoise` then 0."""
+        steps, end = checks.integer("steps", steps, 1), self.method.t_end
+        return [1 + (end - 1) * i / steps for i in range(steps)] + [end] + [0.0] * denoise
 
     def clock(self, t: float) -> tuple[float, float]:
         return t, 1.0
@@ -150,7 +177,7 @@ class _ExactSDEFlow(SDEFlow):
 
     def divergence(self, x: Tensor, t: float) -> Tensor:
         """With score = −a E(x/a)/s², E = u − m(u): div = f N + ½ g² div_u E/s²."""
-        scale, deviation = map(float, self.method.marginal(t))
+        scale, deviation = map(float, self.method.marginal_prob(t))
         linear, square = self.method.coefficients(t)
         spread = field_divergence(x / scale, deviation / scale, self.charges, math.inf, labels=self.labels)
         return linear * self.charges.dim + 0.5 * square / deviation**2 * spread

@@ -1,34 +1,52 @@
-"""A solver is one file that knows no method: solve(flow, x, steps, on_step) → x. It sees a flow (methods.base.Flow)."""
+"""A solver is one file that knows no method: solve(flow, x, times, on_step, noise, **options) → x. It sees a flow (flows.Flow)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.solvers import euler, heun, rk45, stochastic
+from pfgm_fast.solvers import dpm_solver, euler, heun, rk45, stochastic
 
 STOCHASTIC: dict[str, Callable[..., Tensor]] = {
     "euler_maruyama": stochastic.euler_maruyama,
     "reverse_diffusion": stochastic.reverse_diffusion,
     "predictor_corrector": stochastic.predictor_corrector,
+    "ancestral": stochastic.ancestral,
 }
-"""Solvers that draw noise, with the keyword `generator`, and need a stochastic method."""
+"""Solvers that always draw noise, and need a stochastic method."""
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler.solve,
     "heun": heun.solve,
+    "dpm_solver++": dpm_solver.solve,
     "rk45": rk45.solve,
     **STOCHASTIC,
 }
 
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "euler": CHURN,
+    "heun": CHURN,
+    "rk45": ("rtol", "atol", "norm"),
+    "predictor_corrector": ("snr",),
+}
+"""What each solver takes beside the grid."""
 
-def solver(name: str) -> Callable[..., Tensor]:
-    """Raises: ArgumentError for an unknown name."""
+
+def solver(name: str, options: Mapping[str, Any]) -> Callable[..., Tensor]:
+    """Raises: ArgumentError for an unknown name, or an option that the solver does not have."""
     if name not in SOLVERS:
         raise ArgumentError(f"solver must be one of {', '.join(SOLVERS)}; got {name!r}")
+    known = OPTIONS.get(name, ())
+    for option in options:
+        if option not in known:
+            raise ArgumentError(
+                f"the solver {name!r} has no option {option!r}; it takes {', '.join(known) or 'none'}"
+            )
     return SOLVERS[name]
 
 
-__all__ = ["SOLVERS", "STOCHASTIC", "solver"]
+__all__ = ["OPTIONS", "SOLVERS", "STOCHASTIC", "solver"]

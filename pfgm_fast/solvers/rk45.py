@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import SolverError
-from pfgm_fast.methods.base import Flow, per_image
-from pfgm_fast.solvers.euler import OnStep
+from pfgm_fast.flows import Flow, Noise, OnStep, onto_data, per_image
 
 Norm = Callable[[Tensor], Tensor]
 
@@ -25,11 +24,14 @@ def solve(
     x: Tensor,
     times: list[float],
     on_step: OnStep,
+    noise: Noise | None = None,
+    *,
     rtol: float = 1e-4,
     atol: float = 1e-4,
     norm: Norm | None = None,
 ) -> Tensor:
-    """x (B, *shape) at times[-1]. Only the ends of `times` are used; the tolerances are those of the paper (appendix B.4).
+    """x (B, *shape) at times[-1]. Only the ends of `times` are used; the tolerances are those of the paper (appendix B.4). Where the
+    last is 0, the integration ends at the one before, and the denoising step follows: one evaluation more. on_step cannot change x.
 
     norm: of a step's error over its tolerance, which must not exceed 1; None: the root mean square of all elements.
 
@@ -48,7 +50,9 @@ def solve(
     def moments(of: Sequence[float]) -> Tensor:
         return torch.tensor([flow.clock(t)[0] for t in of], dtype=torch.float64, device=x.device)
 
-    ends = moments((times[0], times[-1]))
+    denoise = onto_data(*times[-2:])
+    last = times[-2] if denoise else times[-1]
+    ends = moments((times[0], last))
     options: dict[str, Any] = {
         "step_t": ends[1:],  # the last step ends there: beyond it the flow need not exist
         "norm": rows.norm,
@@ -58,6 +62,8 @@ def solve(
     try:
         with torch.no_grad():
             end = odeint(rows, x, ends, rtol=rtol, atol=atol, method="dopri5", options=options)[-1]
+            if denoise:
+                end = flow.denoised(end, flow.evaluate(end, last), last)
     except _NoRowLeftError:
         end = x
     except AssertionError as error:

@@ -93,8 +93,8 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.method is not None:
-            method_from_dict(self.method)  # refuses what no method knows
+        if self.method is not None:  # refuses what no method knows; old names become today's
+            object.__setattr__(self, "method", method_from_dict(self.method).to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; `from_dict` is the inverse."""
