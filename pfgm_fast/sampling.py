@@ -16,7 +16,7 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.flows import Counted, Flow, Guided
 from pfgm_fast.methods import PFGM, Method, PFGMpp
-from pfgm_fast.methods.network import CONTRACT, Network, check_network, evaluation_mode, is_denoiser
+from pfgm_fast.methods.network import Network, check_network, evaluation_mode, is_denoiser
 from pfgm_fast.sampling_graph import euler_graph
 from pfgm_fast.seeds import ImageGenerators, image_seeds
 from pfgm_fast.solvers import STOCHASTIC
@@ -90,7 +90,7 @@ def sample(
     rk45 cannot go on. Samples that are not finite are returned as such.
     """
     if not callable(net) and not isinstance(net, Charges):
-        raise ArgumentError(f"net is a {type(net).__name__}; {CONTRACT}; or Charges")
+        raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
     method = _method_for(net, method, aug_dim, z_max, z_min)
     solve = find_solver(solver, options)
     shape = tuple(shape)
