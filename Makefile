@@ -22,6 +22,7 @@ lint: $(STAMP)
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)mypy
+	PATH="$(abspath $(RUN)):$$PATH" tools/format_csrc.sh --check
 
 # Two workers of one thread each: more threads than cores would wait for one another.
 test: lint

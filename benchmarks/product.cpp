@@ -66,24 +66,24 @@ const char* name() { return pfgm::kernels().name; }
 /// u (rows, M rounded up to a tile) of x (rows, dim) and charges (M, dim), floats or bytes, as csrc/cpu/large.cpp calls it.
 void product(const float* x, const void* charges, int bytes, long rows, long count, long dim, float* u) {
   const pfgm::Kernels& k = pfgm::kernels();
-  const pfgm::ChargeRows of{charges, bytes != 0, dim, 127.5f, -1.0f, 1 / 127.5f};
+  const pfgm::ChargeView of{charges, bytes != 0, dim, 127.5f, -1.0f, 1 / 127.5f};
   const long tiles = (count + k.tile_charges - 1) / k.tile_charges, stride = tiles * k.tile_charges;
   std::vector<float> packed((rows + k.tile_rows) * dim), norms(stride);
   k.pack_rows(x, rows, dim, packed.data());
 #pragma omp parallel
   {
-    std::vector<float> scratch(k.product_scratch(rows));
+    std::vector<float> scratch(k.gemm_scratch(rows));
 #pragma omp for schedule(static)
     for (long tile = 0; tile < tiles; ++tile)
-      k.product(packed.data(), rows, of, count, tile * k.tile_charges, (tile + 1) * k.tile_charges, 1.0f, norms.data(), u, stride,
+      k.distance_gemm(packed.data(), rows, of, count, tile * k.tile_charges, (tile + 1) * k.tile_charges, 1.0f, norms.data(), u, stride,
                 scratch.data());
   }
 }
 
 /// The same for one signed digit of x and bytes: exact sums.
-void product_digits(const int8_t* x, const void* charges, long rows, long count, long dim, int32_t* sums) {
+void distance_gemm_digits(const int8_t* x, const void* charges, long rows, long count, long dim, int32_t* sums) {
   const pfgm::Kernels& k = pfgm::kernels();
-  const pfgm::ChargeRows of{charges, true, dim, 127.5f, -1.0f, 1 / 127.5f};
+  const pfgm::ChargeView of{charges, true, dim, 127.5f, -1.0f, 1 / 127.5f};
   const long tiles = (count + k.tile_charges - 1) / k.tile_charges, stride = tiles * k.tile_charges;
   std::vector<int32_t> packed((rows + k.tile_rows) * ((dim + 3) / 4));
   k.pack_digits(x, rows, dim, packed.data());
@@ -92,7 +92,7 @@ void product_digits(const int8_t* x, const void* charges, long rows, long count,
     std::vector<int32_t> scratch(k.digit_scratch(rows));
 #pragma omp for schedule(static)
     for (long tile = 0; tile < tiles; ++tile)
-      k.product_digits(packed.data(), rows, of, count, tile * k.tile_charges, (tile + 1) * k.tile_charges, sums, stride, scratch.data());
+      k.distance_gemm_digits(packed.data(), rows, of, count, tile * k.tile_charges, (tile + 1) * k.tile_charges, sums, stride, scratch.data());
   }
 }
 }

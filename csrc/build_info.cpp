@@ -1,5 +1,7 @@
-// What the compiled library says of itself: the only pybind11 code, and the module that registers csrc/cpu when loaded.
-#undef TORCH_TARGET_VERSION  // this file uses nothing of PyTorch, whose copy of pybind11 may refuse the stable ABI's switch
+// What the compiled library says of itself: the only pybind11 code, and the module that registers csrc/cpu
+// when loaded.
+#undef TORCH_TARGET_VERSION  // this file uses nothing of PyTorch, whose copy of pybind11 may refuse the
+                             // stable ABI's switch
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -21,7 +23,8 @@ std::string compiler() {
 }  // namespace
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "The C++ backend of pfgm_fast; importing it registers the operators of the namespace pfgm_fast_cpu.";
+  m.doc() =
+      "The C++ backend of pfgm_fast; importing it registers the operators of the namespace pfgm_fast_cpu.";
   m.def("build_info", [] {
     pybind11::dict info;
     info["compiler"] = compiler();

@@ -1,12 +1,13 @@
-// euler_step(x, vx, vz, z, z_next, gamma, z_exp): x + (z' − z) v_x/v_z, and euler_step.out, where out may be x.
+// euler_step(x, vx, vz, z, z_next, gamma, z_exp): x + (z' − z) v_x/v_z, and euler_step.out, where out may be
+// x.
 #include "steps.h"
 
 namespace pfgm {
 namespace {
 
 template <class T>
-void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
-         const Tensor& out) {
+void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
+         double gamma, double z_exp, const Tensor& out) {
   const int64_t dim = x.sizes()[1];
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
@@ -22,23 +23,24 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, c
   });
 }
 
-void into(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
-          const Tensor& out) {
+void into(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
+          double gamma, double z_exp, const Tensor& out) {
   require_step(x, vx, vz);
-  require(out.is_contiguous() && same_shape(out, x) && out.scalar_type() == x.scalar_type(), "out must be like x");
+  require(out.is_contiguous() && same_shape(out, x) && out.scalar_type() == x.scalar_type(),
+          "out must be like x");
   const auto function = x.scalar_type() == ScalarType::Double ? run<double> : run<float>;
   function(x, vx, vz, z, z_next, gamma, z_exp, out);
 }
 
-Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
-                  double z_exp) {
+Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
+                  double gamma, double z_exp) {
   Tensor out = new_like(x);
   into(x, vx, vz, z, z_next, gamma, z_exp, out);
   return out;
 }
 
-void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
-                    double z_exp, const Tensor& out) {
+void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z,
+                    const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
   into(x, vx, vz, z, z_next, gamma, z_exp, out);
 }
 

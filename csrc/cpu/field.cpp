@@ -1,13 +1,21 @@
-// The choice of the way.
+// The choice of the path.
 #include "field.h"
+
+#include "field_operator.h"
 
 namespace pfgm {
 
 void run_field(const FieldCall& call, const Parallel& parallel) {
   if (call.batch == 0) return;
-  if (call.is_double || call.wanted == Wanted::kMoment) return run_exact(call, parallel);
-  if (plane_serves(call)) return run_plane(call, parallel);
+  if (call.is_double || call.op == FieldOp::kSecondMoment) return run_direct(call, parallel);
+  if (small_n_serves(call)) return run_small_n(call, parallel);
   run_large(call, parallel);
+}
+
+void serve(const FieldArguments& arguments, const Tensor&) {
+  run_field(arguments, [](int64_t begin, int64_t end, int64_t grain, const auto& body) {
+    torch::stable::parallel_for(begin, end, grain, body);
+  });
 }
 
 }  // namespace pfgm

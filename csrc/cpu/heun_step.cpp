@@ -1,12 +1,13 @@
-// heun_step(x, vx, vz, vx_next, vz_next, z, z_next, gamma, z_exp): x + (z' − z)/2 · (dx/dz at z + dx/dz at z').
+// heun_step(x, vx, vz, vx_next, vz_next, z, z_next, gamma, z_exp): x + (z' − z)/2 · (dx/dz at z + dx/dz at
+// z').
 #include "steps.h"
 
 namespace pfgm {
 namespace {
 
 template <class T>
-void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next, const Tensor& z,
-         const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
+void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next,
+         const Tensor& z, const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
   const int64_t dim = x.sizes()[1];
   const T* from = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
@@ -23,8 +24,8 @@ void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_n
   });
 }
 
-Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next, const Tensor& z,
-                 const Tensor& z_next, double gamma, double z_exp) {
+Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next,
+                 const Tensor& vz_next, const Tensor& z, const Tensor& z_next, double gamma, double z_exp) {
   require_step(x, vx, vz);
   require_step(x, vx_next, vz_next);
   Tensor out = new_like(x);

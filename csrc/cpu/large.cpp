@@ -6,7 +6,8 @@ namespace {
 
 constexpr int64_t kBlockFloats = 8 << 20;
 constexpr int64_t kMostRows = 256;
-constexpr int64_t kFewRows = 24;  // so few that reading the charges as they lie is faster than transposing them
+constexpr int64_t kFewRows =
+    24;  // so few that reading the charges as they lie is faster than transposing them
 
 /// Blocks stay with their thread from call to call: new pages for 32 MiB cost as much as a tenth of a call.
 template <class T, int kWhich>
@@ -20,24 +21,37 @@ std::vector<T>& kept() {
 void run_large(const FieldCall& call, const Parallel& parallel) { Large(call, parallel).run(); }
 
 Large::Large(const FieldCall& call, const Parallel& parallel)
-    : call_(call), parallel_(parallel), k_(kernels()), charges_(charge_rows(call)), M_(call.count), N_(call.dim),
-      u_(kept<float, 0>()), sums_(kept<int32_t, 1>()) {
+    : call_(call),
+      parallel_(parallel),
+      k_(kernels()),
+      charges_(charge_view(call)),
+      M_(call.count),
+      N_(call.dim),
+      u_(kept<float, 0>()),
+      sums_(kept<int32_t, 1>()) {
   stride_ = (M_ + k_.tile_charges - 1) / k_.tile_charges * k_.tile_charges;
-  score_ = call.wanted == Wanted::kScore;
+  score_ = call.op == FieldOp::kScore;
   unit_ = charges_.bytes ? 1.0f / charges_.divisor : 1.0f;
   prepare();
 }
 
 Large::Work::Work(const Large& of)
-    : index(of.M_), squares(of.M_), weights(of.stride_), pulls(of.stride_), shifts(of.call_.log_weights ? of.stride_ : 0),
-      anchor(of.N_), shift(of.N_), pull(of.N_) {}
+    : index(of.M_),
+      squares(of.M_),
+      weights(of.stride_),
+      pulls(of.stride_),
+      shifts(of.call_.log_weights ? of.stride_ : 0),
+      anchor(of.N_),
+      shift(of.N_),
+      pull(of.N_) {}
 
 void Large::run() {
   const int64_t rows = std::clamp<int64_t>(kBlockFloats / stride_, 8, kMostRows);
   const size_t wanted = std::min(rows, call_.batch) * stride_;
   if (u_.size() < wanted) u_.resize(wanted);
   if (score_) pulls_.resize(wanted);
-  for (int64_t first = 0; first < call_.batch; first += rows) block(first, std::min(first + rows, call_.batch));
+  for (int64_t first = 0; first < call_.batch; first += rows)
+    block(first, std::min(first + rows, call_.batch));
 }
 
 void Large::prepare() {
@@ -83,8 +97,8 @@ void Large::block(int64_t first, int64_t last) {
     if (active.empty()) return;
     center_rows(active);
   }
-  if (charges_.bytes && digits_serve(active.size())) settle_by_digits(active);
-  else settle_by_floats(active);
+  if (charges_.bytes && digits_serve(active.size())) serve_by_digits(active);
+  else serve_by_floats(active);
 }
 
 /// x − μ of the rows, one after the other, and its norm.
@@ -105,38 +119,44 @@ void Large::center_rows(std::vector<RowFacts>& rows) {
 }
 
 /// Step 3: the product in float.
-void Large::settle_by_floats(std::vector<RowFacts>& rows) {
+void Large::serve_by_floats(std::vector<RowFacts>& rows) {
   const int64_t count = rows.size();
   if (count <= kFewRows) {
     over_tiles([&](int64_t from, int64_t to) {
-      k_.product_few(centered_.data(), count, charges_, M_, from, to, unit_, norms_.data(), u_.data(), stride_);
+      k_.distance_gemm_few(centered_.data(), count, charges_, M_, from, to, unit_, norms_.data(), u_.data(),
+                           stride_);
     });
   } else {
     std::vector<float> packed(padded_rows(count) * N_);
     k_.pack_rows(centered_.data(), count, N_, packed.data());
     over_tiles([&](int64_t from, int64_t to) {
-      std::vector<float> scratch(k_.product_scratch(count));
-      k_.product(packed.data(), count, charges_, M_, from, to, unit_, norms_.data(), u_.data(), stride_, scratch.data());
+      std::vector<float> scratch(k_.gemm_scratch(count));
+      k_.distance_gemm(packed.data(), count, charges_, M_, from, to, unit_, norms_.data(), u_.data(), stride_,
+                       scratch.data());
     });
   }
-  for (RowFacts& row : rows) row.step = 0, row.slack = 0, row.error = product_error(row);
+  for (RowFacts& row : rows) row.step = 0, row.slack = 0, row.error = gemm_error(row);
   answer(rows, 0, count);
 }
 
 /// Answers rows [first, last), whose u are the first rows of u_.
 void Large::answer(const std::vector<RowFacts>& rows, int64_t first, int64_t last) {
-  std::vector<SpreadRow> spread(last - first);
+  std::vector<DenseRow> dense(last - first);
   share_out(parallel_, last - first, [&] {
-    return [&, work = Work(*this)](int64_t i) mutable { spread[i] = settle_row(rows[first + i], i, work); };
+    return [&, work = Work(*this)](int64_t i) mutable { dense[i] = serve_row(rows[first + i], i, work); };
   });
-  spread.erase(std::remove_if(spread.begin(), spread.end(), [](const SpreadRow& row) { return row.row < 0; }), spread.end());
-  if (!spread.empty()) sum_spread(spread);
+  dense.erase(std::remove_if(dense.begin(), dense.end(), [](const DenseRow& row) { return row.row < 0; }),
+              dense.end());
+  if (!dense.empty()) sum_dense(dense);
 }
 
-/// What rounding may make of u in the float product: about twice the largest error that is seen. Sums of 128 from zero, added up.
-float Large::product_error(const RowFacts& row) const {
+/// What rounding may make of u in the float product: about twice the largest error that is seen. Sums of 128
+/// from zero, added up.
+float Large::gemm_error(const RowFacts& row) const {
   const float n = static_cast<float>(N_);
-  return 2 * kRound * (row.norm * largest_value_ * 2 * (8 + std::sqrt(n) / 11) / std::sqrt(n) + row.norm * largest_root_ / std::sqrt(n) + largest_root_ * largest_root_);
+  return 2 * kRound *
+         (row.norm * largest_value_ * 2 * (8 + std::sqrt(n) / 11) / std::sqrt(n) +
+          row.norm * largest_root_ / std::sqrt(n) + largest_root_ * largest_root_);
 }
 
 }  // namespace pfgm

@@ -1,20 +1,26 @@
-// The way of large N in float32 (docs/cpu.md). For blocks of rows:
-//   1. (where the processor multiplies bytes) one signed digit of x against the bytes of the charges, or against floats rounded to
-//      bytes on the way; with the Cauchy–Schwarz bound on what was rounded off it proves which charges cannot carry weight;
-//   2. rows that see one charge, or few, are answered from direct distances in double and a direct sum of differences;
-//   3. for the other rows the product of all pairs, in float, or for bytes in three digits, which is as good; few charges are again
-//      recomputed directly; rows whose weights are spread take them from the product, by log1p of the gap to the nearest charge, and
-//      only the heaviest are recomputed;
-//   4. the second product, for spread rows only.
-// Memory: one block of u, at most 32 MiB (twice for the score), 24 MiB of digit sums, and B N sums of the spread rows of a block.
+// The path of large N in float32 (docs/cpu.md). For blocks of rows:
+//   1. (where the processor multiplies bytes) one signed digit of x against the bytes of the charges, or
+//   against floats rounded to
+//      bytes on the way; with the Cauchy–Schwarz bound on what was rounded off it proves which charges cannot
+//      carry weight;
+//   2. rows that see one charge, or few, are answered from direct distances in double and a direct sum of
+//   differences;
+//   3. for the other rows the product of all pairs, in float, or for bytes in three digits, which is as good;
+//   few charges are again
+//      recomputed directly; rows whose weights are spread take them from the product, by log1p of the gap to
+//      the nearest charge, and only the heaviest are recomputed;
+//   4. the second product, for dense rows only.
+// Memory: one block of u, at most 32 MiB (twice for the score), 24 MiB of digit sums, and B N sums of the
+// dense rows of a block.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "charge_rows.h"
-#include "rows.h"
+#include "charge_view.h"
+#include "finish.h"
+#include "weight_function.h"
 
 namespace pfgm {
 
@@ -31,8 +37,8 @@ void share_out(const Parallel& parallel, int64_t count, Body make_body) {
 
 constexpr float kRound = 6e-8f;  // half a unit in the last place
 
-/// One call. The methods lie where their step does: large.cpp (blocks, the product), large_digits.cpp (1), large_rows.cpp (2, 3),
-/// large_spread.cpp (4).
+/// One call. The methods lie where their step does: large.cpp (blocks, the product), large_digits.cpp (1),
+/// large_rows.cpp (2, 3), large_dense.cpp (4).
 class Large {
  public:
   Large(const FieldCall& call, const Parallel& parallel);
@@ -47,8 +53,9 @@ class Large {
     float error;        // of u, as a maximum
     int32_t digit_sum;  // Σ of the first digit: what an offset of the bytes adds to their product
   };
-  /// What is known of u: u_j is within slack·‖y_j − μ‖ + residual_slack·‖f_j‖ of the truth, f_j what rounding left of y_j.
-  struct Doubt {
+  /// What is known of u: u_j is within slack·‖y_j − μ‖ + residual_slack·‖f_j‖ of the truth, f_j what rounding
+  /// left of y_j.
+  struct ErrorBound {
     float slack, residual_slack, margin;  // margin: the same at the anchor, and what float rounding adds
   };
   /// What a thread needs for one row.
@@ -58,7 +65,7 @@ class Large {
     std::vector<double> squares;
     std::vector<float> weights, pulls, shifts, anchor, shift, pull;
   };
-  struct SpreadRow {
+  struct DenseRow {
     int64_t row, at, anchor;  // row of the call, row of u
     double anchor2;
     WeightSums sums;
@@ -68,43 +75,47 @@ class Large {
   void prepare();
   void block(int64_t first, int64_t last);
   void center_rows(std::vector<RowFacts>& rows);
-  void settle_by_floats(std::vector<RowFacts>& rows);
+  void serve_by_floats(std::vector<RowFacts>& rows);
   void answer(const std::vector<RowFacts>& rows, int64_t first, int64_t last);
-  float product_error(const RowFacts& row) const;
+  float gemm_error(const RowFacts& row) const;
 
   // ---- large_digits.cpp ----
   bool digits_serve(int64_t rows) const;
   void screen(std::vector<RowFacts>& rows);
-  bool hopeless(const RowFacts& row) const;
+  bool beyond_screening(const RowFacts& row) const;
   void split(RowFacts& row, int64_t i, int digits, int8_t* out) const;
   void multiply_digits(const std::vector<int8_t>& digits, int64_t count, int32_t* sums);
-  void settle_by_digits(std::vector<RowFacts>& rows);
+  void serve_by_digits(std::vector<RowFacts>& rows);
 
   // ---- large_rows.cpp ----
-  bool settle_few(int64_t row, const float* u, int64_t a, const Doubt& doubt, Work& work, int64_t most);
-  SpreadRow settle_row(const RowFacts& row, int64_t at, Work& work);
+  bool serve_sparse(int64_t row, const float* u, int64_t a, const ErrorBound& errors, Work& work,
+                    int64_t most);
+  DenseRow serve_row(const RowFacts& row, int64_t at, Work& work);
   double squares_at(const float* u, int64_t row, int64_t a) const;
-  void refine(int64_t row, float* weights, float* pulls, const Law& law, double bound, WeightSums& sums, Work& work);
-  void finish_one(int64_t row, int64_t j, double squares, Work& work);
-  FloatLaw float_law(const Law& law) const;
+  void refine(int64_t row, float* weights, float* pulls, const WeightFunction& function, double bound,
+              WeightSums& sums, Work& work);
+  void serve_one(int64_t row, int64_t j, double squares, Work& work);
+  FloatWeightFunction float_function(const WeightFunction& function) const;
 
-  // ---- large_spread.cpp ----
-  void sum_spread(const std::vector<SpreadRow>& rows);
-  void compact(const std::vector<SpreadRow>& rows, std::vector<float>& matrix) const;
+  // ---- large_dense.cpp ----
+  void sum_dense(const std::vector<DenseRow>& rows);
+  void compact(const std::vector<DenseRow>& rows, std::vector<float>& matrix) const;
   void to_shift(const double* sums, const float* anchor, double share, double mass, float* out) const;
 
   const float* x(int64_t row) const { return static_cast<const float*>(call_.x) + row * N_; }
   double radius(int64_t row) const { return static_cast<const float*>(call_.r)[row]; }
   double log_q(int64_t j) const { return call_.log_weights ? call_.log_weights[j] - largest_q_ : 0.0; }
   double threshold() const { return kNegligible + std::log(static_cast<double>(M_)); }
-  int64_t padded_rows(int64_t count) const { return (count + k_.tile_rows - 1) / k_.tile_rows * k_.tile_rows; }
+  int64_t padded_rows(int64_t count) const {
+    return (count + k_.tile_rows - 1) / k_.tile_rows * k_.tile_rows;
+  }
   template <class Body>
   void over_tiles(Body body) const {
     const int64_t tile = k_.tile_charges;
     parallel_(0, stride_ / tile, 1, [&](int64_t begin, int64_t end) { body(begin * tile, end * tile); });
   }
-  /// So few that direct distances and differences (20 + 0.27 N nanoseconds each) cost less than what is yet to be done for all charges:
-  /// `pair` nanoseconds for each.
+  /// So few that direct distances and differences (20 + 0.27 N nanoseconds each) cost less than what is yet
+  /// to be done for all charges: `pair` nanoseconds for each.
   int64_t few(double pair) const {
     return std::clamp<int64_t>(static_cast<int64_t>(pair / (20 + 0.27 * N_) * M_), 16, M_);
   }
@@ -114,7 +125,7 @@ class Large {
   const FieldCall& call_;
   const Parallel& parallel_;
   const Kernels& k_;
-  const ChargeRows charges_;
+  const ChargeView charges_;
   const int64_t M_, N_;
   int64_t stride_;
   bool score_;

@@ -9,12 +9,14 @@ namespace {
 template <class T>
 void run(const Tensor& field, const Tensor& r, double gamma, const Tensor& vx, const Tensor& vz) {
   const int64_t dim = field.sizes()[1];
-  const T *from = static_cast<const T*>(field.const_data_ptr()), *radius = static_cast<const T*>(r.const_data_ptr());
+  const T *from = static_cast<const T*>(field.const_data_ptr()),
+          *radius = static_cast<const T*>(r.const_data_ptr());
   T *to = static_cast<T*>(vx.mutable_data_ptr()), *last = static_cast<T*>(vz.mutable_data_ptr());
   over_rows(field.sizes()[0], dim, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const double z = radius[row];
-      const double factor = -std::sqrt(static_cast<double>(dim)) / (std::sqrt(square_sum(from + row * dim, dim) + z * z) + gamma);
+      const double factor = -std::sqrt(static_cast<double>(dim)) /
+                            (std::sqrt(square_sum(from + row * dim, dim) + z * z) + gamma);
       combine(static_cast<const T*>(nullptr), from + row * dim, static_cast<T>(factor), to + row * dim, dim);
       last[row] = static_cast<T>(factor * z);
     }
@@ -24,7 +26,8 @@ void run(const Tensor& field, const Tensor& r, double gamma, const Tensor& vx, c
 std::tuple<Tensor, Tensor> normalize_field(const Tensor& field, const Tensor& r, double gamma) {
   require_matrix(field, "field must be (B, N) and contiguous");
   require_rows(r, field, "r must be (B,) and contiguous");
-  require(is_real(field) && r.scalar_type() == field.scalar_type(), "field must be float32 or float64, and r of its dtype");
+  require(is_real(field) && r.scalar_type() == field.scalar_type(),
+          "field must be float32 or float64, and r of its dtype");
   Tensor vx = new_like(field), vz = new_like(r);
   const auto function = field.scalar_type() == ScalarType::Double ? run<double> : run<float>;
   function(field, r, gamma, vx, vz);

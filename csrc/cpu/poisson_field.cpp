@@ -1,21 +1,5 @@
-// poisson_field(query): x − m as a sum of differences, and the relative log-sum-exp.
-#include <tuple>
+// poisson_field(query) on the CPU: x − m as a sum of differences, and the relative log-sum-exp.
+// common/field_operators.h has the function, field.cpp the paths that serve it.
+#include "field_operator.h"
 
-#include "query.h"
-
-namespace pfgm {
-namespace {
-
-std::tuple<Tensor, Tensor> poisson_field(PFGM_QUERY_PARAMETERS) {
-  FieldCall call = field_call(Wanted::kField, PFGM_QUERY_ARGUMENTS);
-  Tensor field = new_like(x), lse = new_lse(x);
-  call.vector = field.mutable_data_ptr();
-  call.lse = static_cast<double*>(lse.mutable_data_ptr());
-  serve(call);
-  return {field, lse};
-}
-
-}  // namespace
-}  // namespace pfgm
-
-PFGM_LIBRARY_IMPL(m) { m.impl("poisson_field", TORCH_BOX(&pfgm::poisson_field)); }
+PFGM_FIELD_OPERATOR(poisson_field)

@@ -1,21 +1,5 @@
-// posterior_mean(query): m = Σ w y, and the relative log-sum-exp.
-#include <tuple>
+// posterior_mean(query) on the CPU: m = Σ w y, and the relative log-sum-exp.
+// common/field_operators.h has the function, field.cpp the paths that serve it.
+#include "field_operator.h"
 
-#include "query.h"
-
-namespace pfgm {
-namespace {
-
-std::tuple<Tensor, Tensor> posterior_mean(PFGM_QUERY_PARAMETERS) {
-  FieldCall call = field_call(Wanted::kMean, PFGM_QUERY_ARGUMENTS);
-  Tensor mean = new_like(x), lse = new_lse(x);
-  call.vector = mean.mutable_data_ptr();
-  call.lse = static_cast<double*>(lse.mutable_data_ptr());
-  serve(call);
-  return {mean, lse};
-}
-
-}  // namespace
-}  // namespace pfgm
-
-PFGM_LIBRARY_IMPL(m) { m.impl("posterior_mean", TORCH_BOX(&pfgm::posterior_mean)); }
+PFGM_FIELD_OPERATOR(posterior_mean)

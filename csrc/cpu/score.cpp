@@ -1,24 +1,5 @@
-// score(query): g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp.
-#include <tuple>
+// score(query) on the CPU: g = Σ w c ρ, x − m, s = Σ w c, t = Σ w c ‖ρ‖², and the relative log-sum-exp.
+// common/field_operators.h has the function, field.cpp the paths that serve it.
+#include "field_operator.h"
 
-#include "query.h"
-
-namespace pfgm {
-namespace {
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> score(PFGM_QUERY_PARAMETERS) {
-  FieldCall call = field_call(Wanted::kScore, PFGM_QUERY_ARGUMENTS);
-  Tensor gradient = new_like(x), field = new_like(x), rate = new_rows(x), trace = new_rows(x), lse = new_lse(x);
-  call.gradient = gradient.mutable_data_ptr();
-  call.vector = field.mutable_data_ptr();
-  call.rate = rate.mutable_data_ptr();
-  call.trace = trace.mutable_data_ptr();
-  call.lse = static_cast<double*>(lse.mutable_data_ptr());
-  serve(call);
-  return {gradient, field, rate, trace, lse};
-}
-
-}  // namespace
-}  // namespace pfgm
-
-PFGM_LIBRARY_IMPL(m) { m.impl("score", TORCH_BOX(&pfgm::score)); }
+PFGM_FIELD_OPERATOR(score)

@@ -1,5 +1,6 @@
-// The sampler's steps, a row at a time: one pass for ‖v_x‖ (only where it is needed), one for the update. Rows run in parallel.
-// Cost: v is read once or twice (the second time from cache), x once, the result written once.
+// The sampler's steps, a row at a time: one pass for ‖v_x‖ (only where it is needed), one for the update.
+// Rows run in parallel. Cost: v is read once or twice (the second time from cache), x once, the result
+// written once.
 #pragma once
 
 #include <cmath>
@@ -28,12 +29,14 @@ inline float bfloat_to_float(uint16_t h) {
   return value;
 }
 
-/// A tensor of numbers, one a row or one for all rows, read without asking the tensor again: a question to it costs as much as forty
-/// elements of a row.
+/// A tensor of numbers, one a row or one for all rows, read without asking the tensor again: a question to it
+/// costs as much as forty elements of a row.
 class __attribute__((visibility("hidden"))) PerRow {
  public:
-  explicit PerRow(const Tensor& tensor) : data_(tensor.const_data_ptr()), type_(tensor.scalar_type()), one_(tensor.numel() == 1) {
-    require(type_ == ScalarType::Float || type_ == ScalarType::Double || type_ == ScalarType::BFloat16 || type_ == ScalarType::Half,
+  explicit PerRow(const Tensor& tensor)
+      : data_(tensor.const_data_ptr()), type_(tensor.scalar_type()), one_(tensor.numel() == 1) {
+    require(type_ == ScalarType::Float || type_ == ScalarType::Double || type_ == ScalarType::BFloat16 ||
+                type_ == ScalarType::Half,
             "v_z and z must be float32, float64, bfloat16 or float16");
   }
   double operator()(int64_t row) const {
@@ -63,10 +66,13 @@ class __attribute__((visibility("hidden"))) Rows {
   const T* operator()(int64_t row) {
     if (same_) return static_cast<const T*>(data_) + row * dim_;
     switch (type_) {
-      case ScalarType::BFloat16: return convert(static_cast<const uint16_t*>(data_) + row * dim_, bfloat_to_float);
+      case ScalarType::BFloat16:
+        return convert(static_cast<const uint16_t*>(data_) + row * dim_, bfloat_to_float);
       case ScalarType::Half: return convert(static_cast<const uint16_t*>(data_) + row * dim_, half_to_float);
-      case ScalarType::Float: return convert(static_cast<const float*>(data_) + row * dim_, [](float value) { return value; });
-      case ScalarType::Double: return convert(static_cast<const double*>(data_) + row * dim_, [](double value) { return value; });
+      case ScalarType::Float:
+        return convert(static_cast<const float*>(data_) + row * dim_, [](float value) { return value; });
+      case ScalarType::Double:
+        return convert(static_cast<const double*>(data_) + row * dim_, [](double value) { return value; });
       default: require(false, "v_x must be float32, float64, bfloat16 or float16"); return nullptr;
     }
   }
@@ -92,12 +98,14 @@ void combine(const float* x, const float* v, float b, float* out, int64_t count)
 void combine(const double* x, const double* v, double b, double* out, int64_t count);
 /// out = x + b v + c w.
 void combine(const float* x, const float* v, float b, const float* w, float c, float* out, int64_t count);
-void combine(const double* x, const double* v, double b, const double* w, double c, double* out, int64_t count);
+void combine(const double* x, const double* v, double b, const double* w, double c, double* out,
+             int64_t count);
 
-/// 1/v_z with v_z as it is above z_exp, and as ‖v_x‖ implies below (PFGM appendix B.2.3). n ≥ 1 is held below 1: never NaN for it.
-/// x: the row that is read next, or null.
+/// 1/v_z with v_z as it is above z_exp, and as ‖v_x‖ implies below (PFGM appendix B.2.3). n ≥ 1 is held below
+/// 1: never NaN for it. x: the row that is read next, or null.
 template <class T>
-double inverse_vz(const T* v, int64_t dim, double vz, double z, double gamma, double z_exp, const T* x = nullptr) {
+double inverse_vz(const T* v, int64_t dim, double vz, double z, double gamma, double z_exp,
+                  const T* x = nullptr) {
   if (!(z < z_exp)) return 1 / vz;
   const double root = std::sqrt(static_cast<double>(dim));
   double n = std::sqrt(square_sum(v, dim, x)) / root;
@@ -116,7 +124,8 @@ void over_rows(int64_t rows, int64_t dim, const Body& body) {
 inline void require_step(const Tensor& x, const Tensor& vx, const Tensor& vz) {
   require_matrix(vx, "v_x must be (B, N) and contiguous");
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
-  require(is_real(x) && x.is_contiguous() && same_shape(x, vx), "x must be float32 or float64 and of v_x's shape");
+  require(is_real(x) && x.is_contiguous() && same_shape(x, vx),
+          "x must be float32 or float64 and of v_x's shape");
 }
 
 }  // namespace pfgm

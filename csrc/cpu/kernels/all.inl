@@ -1,15 +1,16 @@
-// Everything of one instruction set; included inside its namespace, after kWidth, Vector, Whole, fma, from_bytes, dot_bytes,
-// any_of, store_low_bytes, reciprocal_root.
-// Only raw loops and builtins here: an inline function of the standard library compiled for one instruction set must never be
-// merged with another's.
+// Everything of one instruction set; included inside its namespace, after kWidth, Vector, Whole, fma,
+// from_bytes, dot_bytes, any_of, store_low_bytes, reciprocal_root. Only raw loops and builtins here: an
+// inline function of the standard library compiled for one instruction set must never be merged with
+// another's.
 namespace {
+#include "charges.inl"
+#include "distance_gemm.inl"
+#include "distance_gemm_digits.inl"
+#include "distance_gemm_few.inl"
+#include "small_n.inl"
 #include "vectors.inl"
-#include "product.inl"
-#include "product_few.inl"
-#include "digits.inl"
-#include "rows.inl"
-#include "spread.inl"
-#include "plane.inl"
+#include "weighted_sum.inl"
+#include "weights.inl"
 
 Kernels table_named(const char* name) {
   Kernels table{};
@@ -18,12 +19,12 @@ Kernels table_named(const char* name) {
   table.tile_charges = kTileCharges;
   table.has_bytes = kHasBytes;
   table.pack_rows = pack_rows;
-  table.product = product;
-  table.product_scratch = product_scratch;
-  table.product_few = product_few;
+  table.distance_gemm = distance_gemm;
+  table.gemm_scratch = gemm_scratch;
+  table.distance_gemm_few = distance_gemm_few;
   table.pack_digits = pack_digits;
-  table.product_digits = product_digits;
-  table.product_rounded = product_rounded;
+  table.distance_gemm_digits = distance_gemm_digits;
+  table.distance_gemm_rounded = distance_gemm_rounded;
   table.digit_scratch = digit_scratch;
   table.scale_digit = scale_digit;
   table.scale_rounded = scale_rounded;
@@ -35,8 +36,8 @@ Kernels table_named(const char* name) {
   table.distance = distance;
   table.decode = decode_row;
   table.add_difference = add_difference;
-  table.spread = spread;
-  table.plane = plane;
+  table.weighted_sum = weighted_sum;
+  table.small_n = small_n;
   return table;
 }
 }  // namespace

@@ -20,15 +20,20 @@ constexpr int kWidth = 8, kTileRows = 4, kVectors = 3;
 constexpr bool kHasBytes = false;
 typedef float Vector __attribute__((vector_size(32)));
 typedef int32_t Whole __attribute__((vector_size(32)));
-inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline Vector fma(Vector a, Vector b, Vector c) {
+  return (Vector)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
 inline Vector from_bytes(const uint8_t* p) {
-  return (Vector)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  return (Vector)_mm256_cvtepi32_ps(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
 /// Whether any lane of a comparison holds.
 inline bool any_of(Whole mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
 /// The lowest byte of each lane.
-inline void store_low_bytes(uint8_t* p, Whole v) { for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(v[i]); }
+inline void store_low_bytes(uint8_t* p, Whole v) {
+  for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(v[i]);
+}
 /// 1/√v: twelve bits from the processor, two steps of Newton.
 inline Vector reciprocal_root(Vector v) {
   Vector y = (Vector)_mm256_rsqrt_ps((__m256)v);
@@ -45,5 +50,7 @@ Kernels make_table() { return table_named("avx2"); }
 #pragma GCC pop_options
 #endif
 #else
-namespace pfgm::avx2 { Kernels make_table() { return {}; } }
+namespace pfgm::avx2 {
+Kernels make_table() { return {}; }
+}  // namespace pfgm::avx2
 #endif

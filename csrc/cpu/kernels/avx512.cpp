@@ -24,16 +24,23 @@ constexpr int kWidth = 16, kTileRows = 8, kVectors = 3;
 constexpr bool kHasBytes = true;
 typedef float Vector __attribute__((vector_size(64)));
 typedef int32_t Whole __attribute__((vector_size(64)));
-inline Vector fma(Vector a, Vector b, Vector c) { return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline Vector fma(Vector a, Vector b, Vector c) {
+  return (Vector)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
 inline Vector from_bytes(const uint8_t* p) {
-  return (Vector)_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return (Vector)_mm512_cvtepi32_ps(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 /// sum += Σ over four: unsigned bytes of a times signed bytes of b.
-inline Whole dot_bytes(Whole sum, Whole a, Whole b) { return (Whole)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+inline Whole dot_bytes(Whole sum, Whole a, Whole b) {
+  return (Whole)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+}
 /// Whether any lane of a comparison holds.
 inline bool any_of(Whole mask) { return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0; }
 /// The lowest byte of each lane.
-inline void store_low_bytes(uint8_t* p, Whole v) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v)); }
+inline void store_low_bytes(uint8_t* p, Whole v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+}
 /// 1/√v: fourteen bits from the processor, one step of Newton.
 inline Vector reciprocal_root(Vector v) {
   const Vector y = (Vector)_mm512_rsqrt14_ps((__m512)v);
@@ -49,5 +56,7 @@ Kernels make_table() { return table_named("avx512"); }
 #pragma GCC pop_options
 #endif
 #else
-namespace pfgm::avx512 { Kernels make_table() { return {}; } }
+namespace pfgm::avx512 {
+Kernels make_table() { return {}; }
+}  // namespace pfgm::avx512
 #endif

@@ -13,12 +13,16 @@ constexpr bool kHasBytes = false;
 typedef float Vector __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
-inline Vector from_bytes(const uint8_t* p) { return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+inline Vector from_bytes(const uint8_t* p) {
+  return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+}
 inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
 /// Whether any lane of a comparison holds.
 inline bool any_of(Whole mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 /// The lowest byte of each lane.
-inline void store_low_bytes(uint8_t* p, Whole v) { for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(v[i]); }
+inline void store_low_bytes(uint8_t* p, Whole v) {
+  for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(v[i]);
+}
 inline Vector reciprocal_root(Vector v) {
   Vector out{};
   for (int i = 0; i < kWidth; ++i) out[i] = 1.0f / __builtin_sqrtf(v[i]);

@@ -7,7 +7,7 @@
 namespace pfgm {
 
 /// Charges as a kernel sees them: floats, or bytes with value byte/divisor + offset (two roundings).
-struct ChargeRows {
+struct ChargeView {
   const void* data;
   bool bytes;
   int64_t dim;
@@ -15,8 +15,9 @@ struct ChargeRows {
   float inverse;  // 1/divisor, rounded: what the exact division by multiplication starts from
 };
 
-/// How gaps become weights, in float: weight = exp(−power·log1p(gap·per_gap)), or exp(−gap·per_gap) where gaussian.
-struct FloatLaw {
+/// How gaps become weights, in float: weight = exp(−power·log1p(gap·per_gap)), or exp(−gap·per_gap) where
+/// gaussian.
+struct FloatWeightFunction {
   float power, per_gap;
   bool gaussian;
   float total, distance2, radius2;  // c = total/(distance2 + gap) or 1/radius2
@@ -33,69 +34,87 @@ struct Kernels {
   int tile_charges;  // charges in a register tile: products are made for whole tiles
   bool has_bytes;    // products of bytes with signed digits
 
-  // ---- kernels/product.inl ------------------------------------------------------------------------------------------
+  // ---- kernels/distance_gemm.inl
+  // ------------------------------------------------------------------------------------------
   /// x rows (rows, dim) → packed panels of tile_rows; `packed` has room for (rows rounded up)·dim floats.
   void (*pack_rows)(const float* x, int64_t rows, int64_t dim, float* packed);
-  /// u[i·stride + j] = norms[j] − 2 scale x_i·(y_j or byte_j − 128), j from `first` (a multiple of tile_charges) up to `last`.
-  void (*product)(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
-                  float scale, const float* norms, float* u, int64_t stride, float* scratch);
-  int64_t (*product_scratch)(int64_t rows);  // floats
-  /// The same for at most 24 rows of x as they lie, (rows, dim): charges are read in order, nothing is transposed.
-  void (*product_few)(const float* x, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
-                      float scale, const float* norms, float* u, int64_t stride);
+  /// u[i·stride + j] = norms[j] − 2 scale x_i·(y_j or byte_j − 128), j from `first` (a multiple of
+  /// tile_charges) up to `last`.
+  void (*distance_gemm)(const float* packed, int64_t rows, const ChargeView& charges, int64_t count,
+                        int64_t first, int64_t last, float scale, const float* norms, float* u,
+                        int64_t stride, float* scratch);
+  int64_t (*gemm_scratch)(int64_t rows);  // floats
+  /// The same for at most 24 rows of x as they lie, (rows, dim): charges are read in order, nothing is
+  /// transposed.
+  void (*distance_gemm_few)(const float* x, int64_t rows, const ChargeView& charges, int64_t count,
+                            int64_t first, int64_t last, float scale, const float* norms, float* u,
+                            int64_t stride);
   /// Signed digits of x with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
   void (*pack_digits)(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed);
-  void (*product_digits)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
-                         int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
-  /// The same with float charges less `center` rounded to bytes on the way: y_j − μ = scales[j]·(byte − 128) + f_j,
-  /// residuals[j] ≥ ‖f_j‖.
-  void (*product_rounded)(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first,
-                          int64_t last, const float* center, int32_t* out, int64_t stride, float* scales, float* residuals,
-                          int32_t* scratch);
+  void (*distance_gemm_digits)(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
+                               int64_t first, int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
+  /// The same with float charges less `center` rounded to bytes on the way: y_j − μ = scales[j]·(byte − 128)
+  /// + f_j, residuals[j] ≥ ‖f_j‖.
+  void (*distance_gemm_rounded)(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
+                                int64_t first, int64_t last, const float* center, int32_t* out,
+                                int64_t stride, float* scales, float* residuals, int32_t* scratch);
   int64_t (*digit_scratch)(int64_t rows);  // int32
   /// One row of such sums → u in place; three rows, of three digits → u from the least on.
   void (*scale_digit)(int32_t* sums, float scale, const float* norms, int64_t count);
   /// The same of rounded floats: norms[j] − scale·scales[j]·(sum − offset).
-  void (*scale_rounded)(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms, int64_t count);
-  void (*join_digits)(const int32_t* first, const int32_t* second, const int32_t* third, double scale, const float* norms,
-                      int64_t count, float* u);
+  void (*scale_rounded)(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms,
+                        int64_t count);
+  void (*join_digits)(const int32_t* first, const int32_t* second, const int32_t* third, double scale,
+                      const float* norms, int64_t count, float* u);
 
-  // ---- kernels/rows.inl ---------------------------------------------------------------------------------------------
+  // ---- kernels/weights.inl and charges.inl
+  // ---------------------------------------------------------------------------------------------
   int64_t (*least)(const float* u, int64_t count);  // where the least is
-  /// Indices of u[j] − slack·roots[j] − residual_slack·residuals[j] ≤ bound, at most `room` of them; returns how many there are, or
-  /// some number above `room`. residuals may be null.
-  int64_t (*select)(const float* u, const float* roots, float slack, const float* residuals, float residual_slack, float bound,
-                    int64_t count, int32_t* index, int64_t room);
+  /// Indices of u[j] − slack·roots[j] − residual_slack·residuals[j] ≤ bound, at most `room` of them; returns
+  /// how many there are, or some number above `room`. residuals may be null.
+  int64_t (*select)(const float* u, const float* roots, float slack, const float* residuals,
+                    float residual_slack, float bound, int64_t count, int32_t* index, int64_t room);
   /// Indices of weights[j] ≥ bound; returns how many.
   int64_t (*select_above)(const float* weights, float bound, int64_t count, int32_t* index);
   /// u → weights in place (relative to the anchor's), optionally the weights times c into `pulls`.
-  WeightSums (*weigh)(float* u, float* pulls, const float* log_q, float anchor, const FloatLaw& law, int64_t count);
+  WeightSums (*weigh)(float* u, float* pulls, const float* log_q, float anchor,
+                      const FloatWeightFunction& function, int64_t count);
   /// ‖x − y_j‖² in double.
-  double (*distance)(const float* x, const ChargeRows& charges, int64_t j);
+  double (*distance)(const float* x, const ChargeView& charges, int64_t j);
   /// y_j as floats.
-  void (*decode)(const ChargeRows& charges, int64_t j, float* out);
+  void (*decode)(const ChargeView& charges, int64_t j, float* out);
   /// shift += w (y_j − anchor), and pull += w c (y_j − anchor) where pull is not null.
-  void (*add_difference)(const ChargeRows& charges, int64_t j, const float* anchor, float weight, float pull_weight,
-                         float* shift, float* pull);
+  void (*add_difference)(const ChargeView& charges, int64_t j, const float* anchor, float weight,
+                         float pull_weight, float* shift, float* pull);
 
-  // ---- kernels/spread.inl -------------------------------------------------------------------------------------------
+  // ---- kernels/weighted_sum.inl
+  // -------------------------------------------------------------------------------------------
   /// sums[g·dim + k] += Σ_j weights[g·stride + j] y_jk (bytes: byte − 128) for k in [first, last).
-  void (*spread)(const float* weights, int64_t rows, int64_t stride, const ChargeRows& charges, int64_t count, int64_t first,
-                 int64_t last, double* sums);
+  void (*weighted_sum)(const float* weights, int64_t rows, int64_t stride, const ChargeView& charges,
+                       int64_t count, int64_t first, int64_t last, double* sums);
 
-  // ---- kernels/plane.inl --------------------------------------------------------------------------------------------
-  /// One query of few dimensions against charges as columns (dim, stride). Returns the sums; `shift`, `pull` (dim).
-  WeightSums (*plane)(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count, const float* log_q,
-                      float power_or_zero, float total, float radius2, float* squares, int64_t* anchor, float* shift,
-                      float* pull);
+  // ---- kernels/small_n.inl
+  // --------------------------------------------------------------------------------------------
+  /// One query of few dimensions against charges as columns (dim, stride). Returns the sums; `shift`, `pull`
+  /// (dim).
+  WeightSums (*small_n)(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count,
+                        const float* log_q, float power_or_zero, float total, float radius2, float* squares,
+                        int64_t* anchor, float* shift, float* pull);
 };
 
 /// The best table that this processor runs; PFGM_FAST_CPU_ISA = avx512 | avx2 | portable takes a lower one.
 const Kernels& kernels();
 
-// Functions, not constants: nothing compiled for an instruction set may run before the processor was asked for it.
-namespace portable { Kernels make_table(); }
-namespace avx2 { Kernels make_table(); }
-namespace avx512 { Kernels make_table(); }
+// Functions, not constants: nothing compiled for an instruction set may run before the processor was asked
+// for it.
+namespace portable {
+Kernels make_table();
+}
+namespace avx2 {
+Kernels make_table();
+}
+namespace avx512 {
+Kernels make_table();
+}
 
 }  // namespace pfgm

@@ -1,4 +1,5 @@
-// Vectors of kWidth floats: loads, sums, exp and log1p. Both functions are good to 2 units in the last place of their result.
+// Vectors of kWidth floats: loads, sums, exp and log1p. Both functions are good to 2 units in the last place
+// of their result.
 
 typedef Vector Unaligned __attribute__((aligned(4), may_alias));
 typedef Whole UnalignedWhole __attribute__((aligned(4), may_alias));
@@ -50,8 +51,8 @@ inline Vector exponential(Vector x) {
   return x < -87.0f ? Vector{} : p * (Vector)power;
 }
 
-/// log(1 + t) for t > −1: w = 1 + t = 2^e m, m in [√½, √2). What rounding took from w is given back, to first order and where
-/// it can be seen (w < 2); 1/w is near enough 1 − (w − 1) for that.
+/// log(1 + t) for t > −1: w = 1 + t = 2^e m, m in [√½, √2). What rounding took from w is given back, to first
+/// order and where it can be seen (w < 2); 1/w is near enough 1 − (w − 1) for that.
 inline Vector log1p(Vector t) {
   const Vector w = t + 1.0f;
   const Vector above = w - 1.0f;
@@ -79,12 +80,14 @@ inline Vector log1p(Vector t) {
   return y + lost;
 }
 
-/// The value of bytes already converted to floats, b/divisor + offset as two roundings: the quotient by multiplication and one
-/// residual, which is the correctly rounded one for whole numbers up to 255.
-inline Vector byte_value(Vector b, const ChargeRows& charges) {
+/// The value of bytes already converted to floats, b/divisor + offset as two roundings: the quotient by
+/// multiplication and one residual, which is the correctly rounded one for whole numbers up to 255.
+inline Vector byte_value(Vector b, const ChargeView& charges) {
   const Vector inverse = all(charges.inverse), divisor = all(charges.divisor);
   Vector q = b * inverse;
   q = fma(fma(-q, divisor, b), inverse, q);
   return q + charges.offset;
 }
-inline float byte_value_one(uint8_t b, const ChargeRows& charges) { return static_cast<float>(b) / charges.divisor + charges.offset; }
+inline float byte_value_one(uint8_t b, const ChargeView& charges) {
+  return static_cast<float>(b) / charges.divisor + charges.offset;
+}

@@ -6,7 +6,7 @@
 
 namespace pfgm {
 
-inline ChargeRows charge_rows(const FieldCall& call) {
+inline ChargeView charge_view(const FieldCall& call) {
   const float divisor = static_cast<float>(call.divisor);
   return {call.charges, call.bytes, call.dim, divisor, static_cast<float>(call.offset), 1.0f / divisor};
 }

@@ -1,8 +1,9 @@
 // The second product, for the rows whose weights are spread: sums_gk = Σ_j w_gj y_jk.
 //
-// Tiling: 8 rows × (kVectors·kWidth) coordinates in registers; 64 charges at a time stay in the second-level cache while all rows
-// run over them. The sums of 64 are added up in double: tens of
-// thousands of equal weights would lose a digit in float. Charges that weigh nothing for all 8 rows of a tile are not even loaded. Cost: G M N multiply–adds at most.
+// Tiling: 8 rows × (kVectors·kWidth) coordinates in registers; 64 charges at a time stay in the second-level
+// cache while all rows run over them. The sums of 64 are added up in double: tens of thousands of equal
+// weights would lose a digit in float. Charges that weigh nothing for all 8 rows of a tile are not even
+// loaded. Cost: G M N multiply–adds at most.
 
 constexpr int kGroup = kWidth == 16 ? 8 : 4;
 constexpr int64_t kBand = 64;
@@ -15,7 +16,8 @@ struct Picked {
   float weights[kBand][kGroup];
 };
 
-inline void pick(const float* weights, int64_t group, int64_t stride, int64_t j0, int64_t j1, Picked& picked) {
+inline void pick(const float* weights, int64_t group, int64_t stride, int64_t j0, int64_t j1,
+                 Picked& picked) {
   picked.count = 0;
   for (int64_t j = j0; j < j1; ++j) {
     float largest = 0;
@@ -30,14 +32,16 @@ inline void pick(const float* weights, int64_t group, int64_t stride, int64_t j0
 
 /// kPart·kWidth coordinates from k on of the picked charges into the sums of a group of rows.
 template <int kPart>
-inline void add_strip(const Picked& picked, const ChargeRows& charges, int64_t group, int64_t k, double* sums) {
+inline void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
+                      double* sums) {
   Vector sum[kGroup][kPart] = {};
   for (int64_t c = 0; c < picked.count; ++c) {
     Vector y[kPart];
     const int64_t at = picked.rows[c] * charges.dim + k;
     const int64_t soon = picked.rows[c + kAhead < picked.count ? c + kAhead : c] * charges.dim + k;
     for (int v = 0; v < kPart; ++v)
-      __builtin_prefetch(static_cast<const char*>(charges.data) + (soon + v * kWidth) * (charges.bytes ? 1 : 4));
+      __builtin_prefetch(static_cast<const char*>(charges.data) +
+                         (soon + v * kWidth) * (charges.bytes ? 1 : 4));
     for (int v = 0; v < kPart; ++v)
       y[v] = charges.bytes ? from_bytes(static_cast<const uint8_t*>(charges.data) + at + v * kWidth) - 128.0f
                            : load(static_cast<const float*>(charges.data) + at + v * kWidth);
@@ -51,13 +55,13 @@ inline void add_strip(const Picked& picked, const ChargeRows& charges, int64_t g
     }
 }
 
-inline float raw_one(const ChargeRows& charges, int64_t at) {
+inline float raw_one(const ChargeView& charges, int64_t at) {
   return charges.bytes ? static_cast<float>(static_cast<const uint8_t*>(charges.data)[at]) - 128.0f
                        : static_cast<const float*>(charges.data)[at];
 }
 
-void spread(const float* weights, int64_t rows, int64_t stride, const ChargeRows& charges, int64_t count, int64_t first,
-            int64_t last, double* sums) {
+void weighted_sum(const float* weights, int64_t rows, int64_t stride, const ChargeView& charges,
+                  int64_t count, int64_t first, int64_t last, double* sums) {
   Picked picked;
   for (int64_t j0 = 0; j0 < count; j0 += kBand) {
     const int64_t j1 = j0 + kBand < count ? j0 + kBand : count;
@@ -72,7 +76,8 @@ void spread(const float* weights, int64_t rows, int64_t stride, const ChargeRows
       for (; k < last; ++k)
         for (int64_t g = 0; g < group; ++g) {
           double total = to[g * charges.dim + k];
-          for (int64_t c = 0; c < picked.count; ++c) total += picked.weights[c][g] * raw_one(charges, picked.rows[c] * charges.dim + k);
+          for (int64_t c = 0; c < picked.count; ++c)
+            total += picked.weights[c][g] * raw_one(charges, picked.rows[c] * charges.dim + k);
           to[g * charges.dim + k] = total;
         }
     }

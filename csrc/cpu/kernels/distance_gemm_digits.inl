@@ -1,8 +1,9 @@
-// Signed digits of x against bytes: four coordinates a lane, sums in int32, exact up to 66,000 coordinates. Float charges are rounded to
-// bytes on the way, each with a scale of its own.
+// Signed digits of x against bytes: four coordinates a lane, sums in int32, exact up to 66,000 coordinates.
+// Float charges are rounded to bytes on the way, each with a scale of its own.
 //
-// Tiling: that of product.inl with four coordinates for one; the panel of kQuads fours lies in the second-level cache. Cost: B M N/4
-// lane operations, M N loads and a quarter of the shuffles; floats are read twice, the second time from cache.
+// Tiling: that of distance_gemm.inl with four coordinates for one; the panel of kQuads fours lies in the
+// second-level cache. Cost: B M N/4 lane operations, M N loads and a quarter of the shuffles; floats are read
+// twice, the second time from cache.
 
 constexpr int64_t kQuads = 256;  // depth of a panel, in fours of coordinates
 
@@ -46,7 +47,7 @@ inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
 }
 
 /// y_j − μ, kWidth coordinates from k on; zeros beyond the end.
-inline Vector centred_lanes(const ChargeRows& charges, const float* center, int64_t j, int64_t k) {
+inline Vector centred_lanes(const ChargeView& charges, const float* center, int64_t j, int64_t k) {
   const float* y = static_cast<const float*>(charges.data) + j * charges.dim + k;
   const int64_t n = charges.dim - k;
   if (n >= kWidth) return load(y) - load(center + k);
@@ -59,7 +60,7 @@ struct Rounding {
   Vector lost;  // Σ of what rounding took, squared, in steps
 };
 
-inline Rounding rounding_of(const ChargeRows& charges, const float* center, int64_t j) {
+inline Rounding rounding_of(const ChargeView& charges, const float* center, int64_t j) {
   Vector most{};
   for (int64_t k = 0; k < charges.dim; k += kWidth) {
     const Vector v = centred_lanes(charges, center, j, k);
@@ -71,9 +72,11 @@ inline Rounding rounding_of(const ChargeRows& charges, const float* center, int6
 }
 
 /// kWidth quads from q on of charge j as bytes, 128 for zero.
-inline Vector rounded_quads(const ChargeRows& charges, const float* center, int64_t j, int64_t q, Rounding& rounding) {
+inline Vector rounded_quads(const ChargeView& charges, const float* center, int64_t j, int64_t q,
+                            Rounding& rounding) {
   alignas(64) uint8_t bytes[4 * kWidth];
-  const Vector shifter = all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number, which its low bits then hold
+  const Vector shifter =
+      all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number, which its low bits then hold
   for (int part = 0; part < 4; ++part) {
     const Vector v = centred_lanes(charges, center, j, 4 * q + part * kWidth) * rounding.inverse;
     const Vector shifted = v + shifter;
@@ -101,8 +104,8 @@ int64_t digit_scratch(int64_t rows) { return (rows_padded(rows) + kQuads) * kTil
 
 /// One tile of charges against all rows; `quads(charge of the tile, quad)` are its bytes.
 template <class Quads>
-inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t dim, int64_t tile, int32_t* out, int64_t stride,
-                                 int32_t* scratch, Quads quads) {
+inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t dim, int64_t tile, int32_t* out,
+                                 int64_t stride, int32_t* scratch, Quads quads) {
   const int64_t padded = rows_padded(rows), total = (dim + 3) / 4;
   int32_t* sums = scratch;
   int32_t* panel = scratch + padded * kTileCharges;
@@ -110,16 +113,18 @@ inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t di
   const int32_t* x = packed;
   for (int64_t q0 = 0; q0 < total; q0 += kQuads) {
     const int64_t depth = total - q0 < kQuads ? total - q0 : kQuads;
-    pack_quads(depth, reinterpret_cast<float*>(panel), [&](int charge, int64_t q) { return quads(charge, q0 + q); });
+    pack_quads(depth, reinterpret_cast<float*>(panel),
+               [&](int charge, int64_t q) { return quads(charge, q0 + q); });
     for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
       multiply_digits(x, panel, depth, sums + i0 * kTileCharges);
   }
   for (int64_t i = 0; i < rows; ++i)
-    for (int v = 0; v < kVectors; ++v) store_whole(out + i * stride + tile + v * kWidth, load_whole(sums + i * kTileCharges + v * kWidth));
+    for (int v = 0; v < kVectors; ++v)
+      store_whole(out + i * stride + tile + v * kWidth, load_whole(sums + i * kTileCharges + v * kWidth));
 }
 
-void product_digits(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
-                    int32_t* out, int64_t stride, int32_t* scratch) {
+void distance_gemm_digits(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
+                          int64_t first, int64_t last, int32_t* out, int64_t stride, int32_t* scratch) {
   const uint8_t* data = static_cast<const uint8_t*>(charges.data);
   for (int64_t tile = first; tile < last; tile += kTileCharges)
     multiply_tile_digits(packed, rows, charges.dim, tile, out, stride, scratch, [&](int charge, int64_t q) {
@@ -128,8 +133,9 @@ void product_digits(const int32_t* packed, int64_t rows, const ChargeRows& charg
     });
 }
 
-void product_rounded(const int32_t* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last,
-                     const float* center, int32_t* out, int64_t stride, float* scales, float* residuals, int32_t* scratch) {
+void distance_gemm_rounded(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
+                           int64_t first, int64_t last, const float* center, int32_t* out, int64_t stride,
+                           float* scales, float* residuals, int32_t* scratch) {
   for (int64_t tile = first; tile < last; tile += kTileCharges) {
     Rounding rounding[kTileCharges];
     for (int i = 0; i < kTileCharges; ++i)
@@ -141,7 +147,9 @@ void product_rounded(const int32_t* packed, int64_t rows, const ChargeRows& char
     for (int i = 0; i < kTileCharges; ++i) {
       scales[tile + i] = rounding[i].scale;
       // a little more than was found: the values themselves were rounded on their way
-      residuals[tile + i] = rounding[i].scale * (static_cast<float>(__builtin_sqrt(sum_double(rounding[i].lost))) * 1.0001f + 1e-3f);
+      residuals[tile + i] =
+          rounding[i].scale *
+          (static_cast<float>(__builtin_sqrt(sum_double(rounding[i].lost))) * 1.0001f + 1e-3f);
     }
   }
 }
@@ -155,7 +163,8 @@ void scale_digit(int32_t* sums, float scale, const float* norms, int64_t count) 
   }
 }
 
-void scale_rounded(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms, int64_t count) {
+void scale_rounded(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms,
+                   int64_t count) {
   float* u = reinterpret_cast<float*>(sums);
   for (int64_t j = 0; j < count; j += kWidth) {
     const Vector sum = __builtin_convertvector(load_whole(sums + j) - offset, Vector);
@@ -163,10 +172,10 @@ void scale_rounded(int32_t* sums, float scale, int32_t offset, const float* scal
   }
 }
 
-/// Three digits: u_j − u_b as floats, the whole sums 2¹⁶ d₁ + 2⁸ d₂ + d₃ exact in double before anything is subtracted. b is where u
-/// is least.
-void join_digits(const int32_t* first, const int32_t* second, const int32_t* third, double scale, const float* norms, int64_t count,
-                 float* u) {
+/// Three digits: u_j − u_b as floats, the whole sums 2¹⁶ d₁ + 2⁸ d₂ + d₃ exact in double before anything is
+/// subtracted. b is where u is least.
+void join_digits(const int32_t* first, const int32_t* second, const int32_t* third, double scale,
+                 const float* norms, int64_t count, float* u) {
   double lanes[8], least = std::numeric_limits<double>::infinity();
   const auto value = [&](int64_t j) {
     return norms[j] - scale * (65536.0 * first[j] + 256.0 * second[j] + static_cast<double>(third[j]));

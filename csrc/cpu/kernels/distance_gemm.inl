@@ -1,15 +1,17 @@
 // The first product: u_ij = n_j − 2 x_i·y_j for all pairs.
 //
-// Tiling: kTileRows × (kVectors·kWidth) sums in registers (AVX-512: 8 × 48). For each tile of charges and block of kDepth
-// coordinates the charges are transposed into a panel of the first-level cache, against which all rows of x run. Charges are read
-// once from memory; x, packed once, comes from the second-level cache. Cost: B M N multiply–adds, M N loads and shuffles.
+// Tiling: kTileRows × (kVectors·kWidth) sums in registers (AVX-512: 8 × 48). For each tile of charges and
+// block of kDepth coordinates the charges are transposed into a panel of the first-level cache, against which
+// all rows of x run. Charges are read once from memory; x, packed once, comes from the second-level cache.
+// Cost: B M N multiply–adds, M N loads and shuffles.
 
 constexpr int kTileCharges = kVectors * kWidth;
 constexpr int64_t kDepth = 128;
 
 inline int64_t rows_padded(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
-/// One round of the transposition: lanes whose bit `kHalf` differs from their row's change places with the partner row.
+/// One round of the transposition: lanes whose bit `kHalf` differs from their row's change places with the
+/// partner row.
 template <int kHalf>
 inline void exchange(Vector (&block)[kWidth]) {
   Whole low{}, high{};
@@ -27,7 +29,8 @@ inline void exchange(Vector (&block)[kWidth]) {
   }
 }
 
-/// In place: the kWidth × kWidth block of 32-bit lanes is transposed in log₂ kWidth rounds of pairwise shuffles.
+/// In place: the kWidth × kWidth block of 32-bit lanes is transposed in log₂ kWidth rounds of pairwise
+/// shuffles.
 inline void transpose(Vector (&block)[kWidth]) {
   if constexpr (kWidth >= 16) exchange<8>(block);
   if constexpr (kWidth >= 8) exchange<4>(block);
@@ -36,7 +39,7 @@ inline void transpose(Vector (&block)[kWidth]) {
 }
 
 /// kWidth coordinates from k on of charge j, as floats (bytes less 128, which is exact).
-inline Vector charge_lanes(const ChargeRows& charges, int64_t j, int64_t k, int64_t n) {
+inline Vector charge_lanes(const ChargeView& charges, int64_t j, int64_t k, int64_t n) {
   if (!charges.bytes) {
     const float* p = static_cast<const float*>(charges.data) + j * charges.dim + k;
     return n >= kWidth ? load(p) : load_part(p, n, 0.0f);
@@ -49,7 +52,8 @@ inline Vector charge_lanes(const ChargeRows& charges, int64_t j, int64_t k, int6
 }
 
 /// panel[k][charge] for depth coordinates from k0 on of the tile's charges; charges beyond the last are zero.
-inline void pack_charges(const ChargeRows& charges, int64_t count, int64_t tile, int64_t k0, int64_t depth, float* panel) {
+inline void pack_charges(const ChargeView& charges, int64_t count, int64_t tile, int64_t k0, int64_t depth,
+                         float* panel) {
   for (int vector = 0; vector < kVectors; ++vector)
     for (int64_t k = 0; k < depth; k += kWidth) {
       Vector block[kWidth];
@@ -57,7 +61,8 @@ inline void pack_charges(const ChargeRows& charges, int64_t count, int64_t tile,
         const int64_t j = tile + vector * kWidth + i;
         block[i] = j < count ? charge_lanes(charges, j, k0 + k, depth - k) : Vector{};
         if (j < count)  // the next block of coordinates comes while this one is multiplied
-          __builtin_prefetch(static_cast<const char*>(charges.data) + (j * charges.dim + k0 + k + kDepth) * (charges.bytes ? 1 : 4));
+          __builtin_prefetch(static_cast<const char*>(charges.data) +
+                             (j * charges.dim + k0 + k + kDepth) * (charges.bytes ? 1 : 4));
       }
       transpose(block);
       const int64_t used = depth - k < kWidth ? depth - k : kWidth;
@@ -65,7 +70,8 @@ inline void pack_charges(const ChargeRows& charges, int64_t count, int64_t tile,
     }
 }
 
-/// Panels [tile of rows][k][row], blocks of kDepth one after the other: x of a register tile is read in order.
+/// Panels [tile of rows][k][row], blocks of kDepth one after the other: x of a register tile is read in
+/// order.
 void pack_rows(const float* x, int64_t rows, int64_t dim, float* packed) {
   const int64_t padded = rows_padded(rows);
   for (int64_t k0 = 0; k0 < dim; k0 += kDepth) {
@@ -77,7 +83,8 @@ void pack_rows(const float* x, int64_t rows, int64_t dim, float* packed) {
 }
 
 inline void multiply_tile(const float* x, const float* panel, int64_t depth, float* sums) {
-  Vector sum[kTileRows][kVectors];  // from zero in each block: short sums of short sums lose far less than one long one
+  Vector sum[kTileRows]
+            [kVectors];  // from zero in each block: short sums of short sums lose far less than one long one
   for (int i = 0; i < kTileRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
   for (int64_t k = 0; k < depth; ++k, x += kTileRows, panel += kTileCharges) {
@@ -93,10 +100,10 @@ inline void multiply_tile(const float* x, const float* panel, int64_t depth, flo
     }
 }
 
-int64_t product_scratch(int64_t rows) { return rows_padded(rows) * kTileCharges + kDepth * kTileCharges; }
+int64_t gemm_scratch(int64_t rows) { return rows_padded(rows) * kTileCharges + kDepth * kTileCharges; }
 
-void product(const float* packed, int64_t rows, const ChargeRows& charges, int64_t count, int64_t first, int64_t last, float scale,
-             const float* norms, float* u, int64_t stride, float* scratch) {
+void distance_gemm(const float* packed, int64_t rows, const ChargeView& charges, int64_t count, int64_t first,
+                   int64_t last, float scale, const float* norms, float* u, int64_t stride, float* scratch) {
   const int64_t padded = rows_padded(rows);
   float* sums = scratch;
   float* panel = scratch + padded * kTileCharges;
@@ -112,6 +119,7 @@ void product(const float* packed, int64_t rows, const ChargeRows& charges, int64
     for (int64_t i = 0; i < rows; ++i)
       for (int v = 0; v < kVectors; ++v)
         store(u + i * stride + tile + v * kWidth,
-              fma(all(-2.0f * scale), load(sums + i * kTileCharges + v * kWidth), load(norms + tile + v * kWidth)));
+              fma(all(-2.0f * scale), load(sums + i * kTileCharges + v * kWidth),
+                  load(norms + tile + v * kWidth)));
   }
 }

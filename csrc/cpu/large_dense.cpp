@@ -3,7 +3,7 @@
 
 namespace pfgm {
 
-void Large::sum_spread(const std::vector<SpreadRow>& rows) {
+void Large::sum_dense(const std::vector<DenseRow>& rows) {
   const int64_t count = rows.size();
   compact(rows, u_);
   if (score_) compact(rows, pulls_);
@@ -15,34 +15,41 @@ void Large::sum_spread(const std::vector<SpreadRow>& rows) {
     return [&](int64_t task) {
       const int64_t from = task % across * columns, to = std::min(from + columns, N_);
       const int64_t top = task / across * rows_each, some = std::min(rows_each, count - top);
-      k_.spread(u_.data() + top * stride_, some, stride_, charges_, M_, from, to, sums.data() + top * N_);
-      if (score_) k_.spread(pulls_.data() + top * stride_, some, stride_, charges_, M_, from, to, pulled.data() + top * N_);
+      k_.weighted_sum(u_.data() + top * stride_, some, stride_, charges_, M_, from, to,
+                      sums.data() + top * N_);
+      if (score_)
+        k_.weighted_sum(pulls_.data() + top * stride_, some, stride_, charges_, M_, from, to,
+                        pulled.data() + top * N_);
     };
   });
   share_out(parallel_, count, [&] {
-    return [&, anchor = std::vector<float>(N_), shift = std::vector<float>(N_), pull = std::vector<float>(N_)](int64_t i) mutable {
-      const SpreadRow& row = rows[i];
-      const Law law(N_, call_.aug_dim, radius(row.row), row.anchor2);
+    return [&, anchor = std::vector<float>(N_), shift = std::vector<float>(N_),
+            pull = std::vector<float>(N_)](int64_t i) mutable {
+      const DenseRow& row = rows[i];
+      const WeightFunction function(N_, call_.aug_dim, radius(row.row), row.anchor2);
       k_.decode(charges_, row.anchor, anchor.data());
       const double rate = row.sums.rate / row.sums.mass;
       to_shift(sums.data() + i * N_, anchor.data(), 1.0, row.sums.mass, shift.data());
       if (score_) to_shift(pulled.data() + i * N_, anchor.data(), rate, row.sums.mass, pull.data());
-      finish_row<float, float>(call_, row.row, law, anchor.data(), shift.data(), score_ ? pull.data() : nullptr,
-                               rate, row.sums.trace / row.sums.mass, law.relative() + largest_q_ + std::log(row.sums.mass));
+      finish_row<float, float>(call_, row.row, anchor.data(), shift.data(), score_ ? pull.data() : nullptr,
+                               rate, row.sums.trace / row.sums.mass,
+                               function.anchor_log_weight() + largest_q_ + std::log(row.sums.mass));
     };
   });
 }
 
 /// Rows of weights that are in use move together to the front.
-void Large::compact(const std::vector<SpreadRow>& rows, std::vector<float>& matrix) const {
+void Large::compact(const std::vector<DenseRow>& rows, std::vector<float>& matrix) const {
   for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i)
     if (rows[i].at != i) std::copy_n(matrix.begin() + rows[i].at * stride_, M_, matrix.begin() + i * stride_);
 }
 
 /// Σ w raw → Σ w y / mass − share · y_a, share = Σ w / mass.
 void Large::to_shift(const double* sums, const float* anchor, double share, double mass, float* out) const {
-  const double scale = unit_ / mass, constant = charges_.bytes ? share * (128.0 / charges_.divisor + charges_.offset) : 0.0;
-  for (int64_t k = 0; k < N_; ++k) out[k] = static_cast<float>((sums[k] * scale + constant) - share * anchor[k]);
+  const double scale = unit_ / mass,
+               constant = charges_.bytes ? share * (128.0 / charges_.divisor + charges_.offset) : 0.0;
+  for (int64_t k = 0; k < N_; ++k)
+    out[k] = static_cast<float>((sums[k] * scale + constant) - share * anchor[k]);
 }
 
 }  // namespace pfgm
