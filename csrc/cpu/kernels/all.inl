@@ -3,14 +3,16 @@
 // inline function of the standard library compiled for one instruction set must never be merged with
 // another's.
 namespace {
+// clang-format off: in this order, each uses those above it
+#include "vectors.inl"
 #include "charges.inl"
 #include "distance_gemm.inl"
-#include "distance_gemm_digits.inl"
 #include "distance_gemm_few.inl"
-#include "small_n.inl"
-#include "vectors.inl"
-#include "weighted_sum.inl"
+#include "distance_gemm_digits.inl"
 #include "weights.inl"
+#include "weighted_sum.inl"
+#include "small_n.inl"
+// clang-format on
 
 Kernels table_named(const char* name) {
   Kernels table{};
