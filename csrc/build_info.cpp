@@ -29,7 +29,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
     pybind11::dict info;
     info["compiler"] = compiler();
     info["torch_abi"] = "stable, 2.10 and later";
-    info["kernels"] = pfgm::kernels().name;  // the table in use: the best for this processor, or what PFGM_FAST_CPU_ISA asks for
+    info["kernels"] =
+        pfgm::kernels()
+            .name;  // the table in use: the best for this processor, or what PFGM_FAST_CPU_ISA asks for
     return info;
   });
 }
