@@ -1,16 +1,20 @@
-"""Compiles csrc/cuda for tests: for GPUs with nvcc, and for the host with g++ over the emulator (csrc/cuda/host).
+"""Compiles csrc/cuda for tests: for GPUs with nvcc, and for the host with g++ over the emulator (tests/cuda_host).
 
 Results are kept under build/, named by the content of what they were made of, so that a second run compiles nothing.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,8 +24,10 @@ SOURCES = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "tests"
 TORCH = Path(torch.__file__).resolve().parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+EMULATOR = ROOT / "tests" / "cuda_host"
+HOST_INCLUDES = (f"-I{SOURCES}", f"-I{ROOT / 'tests'}")
 HOST_FLAGS = (
-    *("-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", STABLE_ABI),
+    *("-x", "c++", "-std=c++20", "-O2", "-g1", "-fPIC", STABLE_ABI, "-DPFGM_FAST_HOPPER"),
     *("-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"),
     *("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all"),
     *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
@@ -60,7 +66,8 @@ def _included(path: Path, seen: set[Path]) -> set[Path]:
     if path not in seen and path.exists():
         seen.add(path)
         for name in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
-            _included((path.parent / name).resolve(), seen)
+            beside = (path.parent / name).resolve()
+            _included(beside if beside.exists() else ROOT / "tests" / name, seen)
     return seen
 
 
@@ -80,7 +87,7 @@ def _run(command: list[str]) -> str:
 
 
 def host_object(source: Path) -> Path:
-    includes = [f"-isystem{TORCH / 'include'}"]
+    includes = [*HOST_INCLUDES, f"-isystem{TORCH / 'include'}"]
     target = CACHE / "host" / f"{source.stem}-{_key(source, HOST_FLAGS)}.o"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +100,7 @@ def host_object(source: Path) -> Path:
 def host_library() -> Path:
     """The CUDA backend compiled for the host: its operators, in the namespace pfgm_fast_cuda, serve CPU tensors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(host_object, cuda_sources()))
+        objects = list(pool.map(host_object, [*cuda_sources(), EMULATOR / "control.cpp"]))
     target = CACHE / "host" / f"pfgm_cuda_host-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
     if not target.exists():
         library = TORCH / "lib"
@@ -102,6 +109,101 @@ def host_library() -> Path:
         _run(["g++", "-shared", "-fsanitize=undefined", *map(str, objects), *link, "-o", str(part)])
         part.rename(target)
     return target
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A line of the emulated runtime's ledger."""
+
+    kernel: str  # "distance_gemm_kernel<GemmTile<...>>": without namespaces and blanks
+    device: int
+    stream: int
+    blocks: int
+    threads: int
+    shared: int  # bytes, dynamic
+
+
+class Emulated:
+    """The emulated devices of `host_library()` (tests/cuda_host/control.cpp)."""
+
+    def __init__(self) -> None:
+        torch.ops.load_library(str(host_library()))
+        self._library = ctypes.CDLL(str(host_library()))
+        self._library.emulator_ledger.restype = ctypes.c_char_p
+        for name in ("emulator_scratch", "emulator_attribute_calls"):
+            getattr(self._library, name).restype = ctypes.c_int64
+
+    @contextmanager
+    def devices(self, *kinds: tuple[int, int], dry: bool = True) -> Iterator[None]:
+        """Devices of (multiprocessors, 10 × capability) for a while; launches are recorded, and not executed if `dry`."""
+        self._set([kinds[0], *kinds[1:]])
+        self._library.emulator_record(1, int(dry))
+        try:
+            yield
+        finally:
+            self._library.emulator_record(0, 0)
+            self._library.emulator_disown()
+            self._set([(3, 90)])
+
+    def _set(self, kinds: list[tuple[int, int]]) -> None:
+        array = ctypes.c_int * len(kinds)
+        self._library.emulator_devices(
+            len(kinds), array(*[count for count, _ in kinds]), array(*[capability for _, capability in kinds])
+        )
+
+    def launches(self) -> list[Launch]:
+        """What was launched since `devices` began."""
+        found = []
+        for line in self._library.emulator_ledger().decode().splitlines():
+            name, *numbers = line.split("\t")
+            found.append(Launch(kernel_name(name), *map(int, numbers)))
+        return found
+
+    def scratch(self, device: int = 0, *, most: bool = True) -> int:
+        """Bytes of scratch memory that are taken on a device; the most that ever were at a time."""
+        return self._library.emulator_scratch(device, int(most))
+
+    def attribute_calls(self) -> int:
+        return self._library.emulator_attribute_calls()
+
+    def own(self, tensor: torch.Tensor, device: int) -> None:
+        """From now on this tensor's memory counts as lying on `device`."""
+        self._library.emulator_own(
+            ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.numel() * tensor.element_size()), device
+        )
+
+    def use_stream(self, device: int, number: int) -> None:
+        self._library.emulator_stream(device, number)
+
+    def current(self) -> int:
+        return self._library.emulator_current_now()
+
+
+def kernel_name(text: str) -> str:
+    """A kernel's name and template arguments from g++'s `__PRETTY_FUNCTION__` or a demangled symbol, written alike."""
+    found = re.search(r"kKernel = ([^;\]]+)", text)
+    name = found.group(1) if found else text
+    if not found:  # "void pfgm::kernel<...>(pfgm::Call)": the parameters go
+        depth = 0
+        for at in range(len(name) - 1, -1, -1):
+            depth += {")": 1, "(": -1}.get(name[at], 0)
+            if depth == 0:
+                name = name[:at]
+                break
+        name = name.removeprefix("void ").removeprefix("static ")
+    name = re.sub(r"\bpfgm::|\(anonymous namespace\)::|emulate::", "", name)
+    name = re.sub(r"\b(unsigned char|uint8_t)\b", "byte", name)
+    name = re.sub(r"\((\w+)\)(\d+)", r"\2", name)  # (GemmOutput)1
+    for enum, values in ENUMS.items():
+        for number, value in enumerate(values):
+            name = name.replace(f"{enum}::{value}", str(number))
+    return name.replace(" ", "")
+
+
+ENUMS = {
+    "GemmOutput": ("kGaps", "kFirst", "kRest"),
+    "Coefficients": ("kWeights", "kScore", "kSecondMoment", "kPacked"),
+}
 
 
 def device_object(source: Path) -> tuple[Path, str]:

@@ -17,20 +17,20 @@ pytestmark = pytest.mark.skipif(
 REGISTERS = {
     # Threads of a block times registers must leave at least one block a multiprocessor (65,536 registers); where more
     # blocks are wanted at a time the bound is lower. Kernels that are not named: 128.
-    "hopper_gram_kernel": 224,  # 288 threads, one block
-    "gram_kernel": 255,  # 256 or 384 threads, one block (384 threads: the bound 168 is in the source)
+    "distance_gemm_hopper_kernel": 224,  # 288 threads, one block
+    "distance_gemm_kernel": 255,  # 256 or 384 threads, one block (384 threads: the bound 168 is in the source)
     "screen_kernel": 64,  # 512 threads, two blocks
-    "digit_kernel": 64,  # 256 threads, four blocks
-    "charge_digit_kernel": 64,  # likewise
+    "split_digits_kernel": 64,  # 256 threads, four blocks
+    "split_charge_digits_kernel": 64,  # likewise
     "refine_kernel": 64,  # 512 threads, two blocks
-    "spread_kernel": 128,  # 512 threads, one block
-    "plane_kernel": 128,  # 512 threads, one block
+    "weighted_sum_kernel": 128,  # 512 threads, one block
+    "small_n_kernel": 128,  # 512 threads, one block
     "weight_kernel": 128,  # 512 threads, one block
-    "combine_kernel": 168,  # 128 threads, three blocks
+    "weighted_difference_kernel": 168,  # 128 threads, three blocks
     "distance_kernel": 168,  # 256 threads, two blocks (float: the bound 128 is in the source)
-    "row_kernel": 128,  # 256 threads, four blocks (heun_step: two): bound by memory, many loads in flight
-    "row_update_kernel": 64,
-    "row_squares_kernel": 64,
+    "step_kernel": 128,  # 256 threads, four blocks (heun_step: two): bound by memory, many loads in flight
+    "step_update_kernel": 64,
+    "step_squares_kernel": 64,
     "finish_kernel": 64,
 }
 

@@ -48,7 +48,7 @@ int main(int count, char** arguments) {
   alignas(16) float in[kThreads], out[kThreads];
   for (int t = 0; t < kThreads; ++t) in[t] = static_cast<float>(t + 1), out[t] = -1;
   try {
-    launch(reverse, 3, kThreads, sizeof(Shared), nullptr, in, out);
+    launch<reverse>(3, kThreads, sizeof(Shared), emulate::current_stream(0), in, out);
   } catch (const std::exception& error) {
     std::printf("%s\n", error.what());
     return 2;
@@ -64,7 +64,7 @@ int main(int count, char** arguments) {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("emulator")
     (folder / "planted.cpp").write_text(PROGRAM)
-    command = ["g++", "-std=c++20", "-O1", "-U_FORTIFY_SOURCE", f"-I{cuda_tools.SOURCES}", "planted.cpp"]
+    command = ["g++", "-std=c++20", "-O1", "-U_FORTIFY_SOURCE", *cuda_tools.HOST_INCLUDES, "planted.cpp"]
     subprocess.run([*command, "-Wno-unknown-pragmas", "-o", "planted"], cwd=folder, check=True)
     return folder / "planted"
 

@@ -1,4 +1,4 @@
-"""The Hopper path of the first product (csrc/cuda/kernels/gram_hopper.cuh), executed on the host: whole numbers, so equality is
+"""The Hopper path of the first product (csrc/cuda/kernels/distance_gemm_hopper.cuh), executed on the host: whole numbers, so equality is
 the test. And the emulator's Hopper part itself: each fault that it is there to find, planted, is found."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROGRAM = r"""
 #include <cstdio>
 #include <cstdlib>
 #include <string>
-#include "kernels/gram_hopper.cuh"
+#include "kernels/distance_gemm_hopper.cuh"
 using namespace pfgm;
 
 std::string fault;
@@ -85,11 +85,11 @@ int main(int, char** arguments) {
   std::vector<int32_t> out(batch * count, -1);
   try {
     if (fault == "kernel") {
-      GramCall call{};
+      DistanceGemmCall call{};
       call.digits = x, call.charges = y, call.batch = batch, call.count = count, call.dim = dim, call.leading = out.data();
-      launch_hopper_gram(call, nullptr);
+      launch_distance_gemm_hopper(call, emulate::current_stream(0));
     } else {
-      launch(planted, 1, 160, 2 * 320 * 128 + 2048, nullptr, make_tensor_map(x, batch, dim, 64), make_tensor_map(y, count, dim, 256),
+      launch<planted>(1, 160, 2 * 320 * 128 + 2048, emulate::current_stream(0), make_tensor_map(x, batch, dim, 64), make_tensor_map(y, count, dim, 256),
              static_cast<int>(ceil_div<int64_t>(dim, 128)), out.data());
     }
   } catch (const std::exception& error) {
@@ -105,7 +105,7 @@ int main(int, char** arguments) {
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hopper")
     (folder / "hopper.cpp").write_text(PROGRAM)
-    command = ["g++", "-std=c++20", "-O2", "-U_FORTIFY_SOURCE", f"-I{cuda_tools.SOURCES}", "hopper.cpp"]
+    command = ["g++", "-std=c++20", "-O2", "-U_FORTIFY_SOURCE", *cuda_tools.HOST_INCLUDES, "hopper.cpp"]
     subprocess.run([*command, "-Wno-unknown-pragmas", "-o", "hopper"], cwd=folder, check=True)
     return folder / "hopper"
 

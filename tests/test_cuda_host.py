@@ -1,4 +1,4 @@
-"""The CUDA kernels executed on the host (csrc/cuda/host/emulator.h): every operator, on odd shapes, against float64.
+"""The CUDA kernels executed on the host (tests/cuda_host/emulator.h): every operator, on odd shapes, against float64.
 
 What this can and cannot show is written in docs/cuda.md. The public functions are called, on CPU tensors, with the backend
 `cuda`, whose operators the emulated library supplies for the CPU.

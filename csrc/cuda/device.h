@@ -1,4 +1,4 @@
-// The device layer: what a kernel may use. Under nvcc it is CUDA; under a host compiler it is host/emulator.h, where every
+// The device layer: what a kernel may use. Under nvcc it is CUDA; under a host compiler it is tests/cuda_host/emulator.h, where every
 // thread of a block really runs, so that the same kernel source can be executed on a machine without a GPU.
 //
 // Kernels live in .cuh headers, take raw pointers, and use only the names below besides plain arithmetic, threadIdx,
@@ -6,6 +6,7 @@
 // `Shared`, always dynamic: `launch` is told its size, and the emulator poisons it before each block.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -17,7 +18,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #else
-#include "host/emulator.h"
+#include "cuda_host/emulator.h"
 #endif
 
 namespace pfgm {
@@ -27,41 +28,66 @@ constexpr int kWarp = 32;
 
 // ---- launching ---------------------------------------------------------------------------------------------------------
 
-#if defined(__CUDACC__)
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string("pfgm_fast CUDA: ") + what + ": " + cudaGetErrorString(status));
+  if (status != cudaSuccess)
+    throw std::runtime_error(std::string("pfgm_fast CUDA: ") + what + ": " + cudaGetErrorString(status));
 }
 
-/// Run `kernel` on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Never synchronises.
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
-  if (blocks == 0) return;
-  if (blocks > std::numeric_limits<int>::max()) throw std::runtime_error("pfgm_fast CUDA: the call needs more than 2^31 blocks");
-  if (shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)), "shared memory");
-  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
-  check(cudaGetLastError(), "launch");
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "current device");
+  return device;
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, attribute, current_device()), "device attribute");
+  return value;
 }
 
 /// Streaming multiprocessors of the current device.
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
-  return count;
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+/// More than 48 KB of dynamic shared memory must be asked for: once for each kernel and device.
+template <auto kKernel>
+void allow_shared_memory(size_t bytes) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  constexpr int kDevices = 64;  // remembered; others are asked each time
+  if (bytes <= kWithoutAsking) return;
+  static std::atomic<size_t> allowed[kDevices];
+  const int device = current_device();
+  if (device < kDevices && allowed[device].load(std::memory_order_relaxed) >= bytes) return;
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory");
+  if (device < kDevices) allowed[device].store(bytes, std::memory_order_relaxed);
 }
-#else
-using Stream = void*;
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, size_t shared, Stream, Arguments... arguments) {
-  emulate::run(blocks, threads, shared, [&] { kernel(static_cast<Parameters>(arguments)...); });
+void launch_as(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared, Stream stream,
+               Arguments... arguments) {
+#if defined(__CUDACC__)
+  (void)name;
+  kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  check(cudaGetLastError(), "launch");
+#else
+  emulate::launch(kernel, name, blocks, threads, shared, stream, [&] { kernel(static_cast<Parameters>(arguments)...); });
+#endif
 }
 
-inline int multiprocessors() { return emulate::kMultiprocessors; }
+/// Run kKernel on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Never synchronises.
+template <auto kKernel, class... Arguments>
+void launch(int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
+  if (blocks == 0) return;
+  if (blocks > std::numeric_limits<int>::max())
+    throw std::runtime_error("pfgm_fast CUDA: the call needs more than 2^31 blocks");
+  allow_shared_memory<kKernel>(shared);
+#if defined(__CUDACC__)
+  launch_as(kKernel, "", blocks, threads, shared, stream, arguments...);
+#else
+  launch_as(kKernel, __PRETTY_FUNCTION__, blocks, threads, shared, stream, arguments...);
 #endif
+}
 
 /// The block's dynamic shared memory, as the struct that the launch was sized for.
 template <class Shared>

@@ -1,39 +1,55 @@
-// The second half of the direct way, of the floats' way and of the bytes' score: kernels/weights, combine.
+// The second half of the direct way, of the floats' way and of the bytes' score: kernels/weights, difference.
 #include "differences.h"
-#include "kernels/combine.cuh"
+#include "kernels/finish.cuh"
+#include "kernels/weighted_difference.cuh"
 
 namespace pfgm {
 
+template <class T>
+Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums) {
+  const int64_t B = call.batch, M = call.count, N = call.dim;
+  Differences<T> result{};
+  result.state = arena.take<RowState>(B);
+  if (!sums) return result;
+  const bool score = call.op == FieldOp::kScore;
+  result.sets = score ? 2 : 1;
+  result.splits = weighted_difference_splits(B, M, N, score ? WeightedDifferenceShared<T, 2>::kRows : WeightedDifferenceShared<T, 1>::kRows);
+  result.weights = arena.take<T>(B * M);
+  result.rates = score ? arena.take<T>(B * M) : nullptr;
+  result.partial = arena.take<T>(result.splits * result.sets * B * N);
+  return result;
+}
+
 template <class T, class C>
-void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights) {
+void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights, const Differences<T>& memory) {
   const int64_t B = weights.batch, M = weights.count, N = weights.dim;
-  const bool sums = call.wanted != Wanted::kLogDensity, score = call.wanted == Wanted::kScore;
-  weights.weights = sums ? call.take<T>(B * M) : nullptr;
-  weights.rates = score ? call.take<T>(B * M) : nullptr;
-  weights.state = call.take<RowState>(B);
+  const bool score = call.op == FieldOp::kScore;
+  weights.weights = memory.weights;
+  weights.rates = memory.rates;
+  weights.state = memory.state;
   weights.lse = call.lse;
   weights.rate = static_cast<T*>(call.rate);
   weights.trace = static_cast<T*>(call.trace);
   if (score) launch_weights<Coefficients::kScore>(weights, call.stream);
-  else if (call.wanted == Wanted::kMoment) launch_weights<Coefficients::kMoment>(weights, call.stream);
+  else if (call.op == FieldOp::kSecondMoment) launch_weights<Coefficients::kSecondMoment>(weights, call.stream);
   else launch_weights<Coefficients::kWeights>(weights, call.stream);
-  if (!sums) return;
+  if (memory.sets == 0) return;
 
-  const int sets = score ? 2 : 1;
-  const int64_t parts = combine_splits(B, M, N, score ? CombineShared<T, 2>::kRows : CombineShared<T, 1>::kRows);
-  const CombineCall<T, C> combine{{weights.weights, weights.rates}, weights.charges, weights.state,
-                                  call.take<T>(parts * sets * B * N), B, M, N, parts, weights.divisor, weights.offset};
-  if (score) launch_combine<2>(combine, call.stream);
-  else launch_combine<1>(combine, call.stream);
-  launch_finish(FinishCall<T, C>{call.wanted, weights.x, weights.r, static_cast<const T*>(call.r_next), weights.charges, weights.state,
-                                 combine.partial, B, N, parts, sets, weights.divisor, weights.offset,
-                                 static_cast<T*>(call.vector), static_cast<T*>(call.gradient)},
+  const WeightedDifferenceCall<T, C> difference{{weights.weights, weights.rates}, weights.charges, weights.state, memory.partial, B, M, N,
+                                                memory.splits, weights.divisor, weights.offset};
+  if (score) launch_weighted_difference<2>(difference, call.stream);
+  else launch_weighted_difference<1>(difference, call.stream);
+  launch_finish(FinishCall<T, C>{call.op, weights.x, weights.r, static_cast<const T*>(call.r_next), weights.charges, weights.state,
+                                 memory.partial, B, N, memory.splits, memory.sets, weights.divisor, weights.offset,
+                                 static_cast<T*>(call.out), static_cast<T*>(call.gradient)},
                 call.stream);
 }
 
-template void finish_by_differences(const FieldCall&, WeightCall<float, float>);
-template void finish_by_differences(const FieldCall&, WeightCall<float, uint8_t>);
-template void finish_by_differences(const FieldCall&, WeightCall<double, double>);
-template void finish_by_differences(const FieldCall&, WeightCall<double, uint8_t>);
+template Differences<float> take_differences(const FieldCall&, Arena&, bool);
+template Differences<double> take_differences(const FieldCall&, Arena&, bool);
+template void finish_by_differences(const FieldCall&, WeightCall<float, float>, const Differences<float>&);
+template void finish_by_differences(const FieldCall&, WeightCall<float, uint8_t>, const Differences<float>&);
+template void finish_by_differences(const FieldCall&, WeightCall<double, double>, const Differences<double>&);
+template void finish_by_differences(const FieldCall&, WeightCall<double, uint8_t>, const Differences<double>&);
 
 }  // namespace pfgm

@@ -15,7 +15,7 @@ WeightCall<T, C> weights_of(const FieldCall& call) {
   weights.r = static_cast<const T*>(call.r);
   weights.charges = static_cast<const C*>(call.charges);
   weights.batch = call.batch;
-  weights.count = call.charges_count;
+  weights.count = call.count;
   weights.dim = call.dim;
   weights.splits = 1;
   weights.divisor = static_cast<T>(call.divisor);
@@ -26,8 +26,20 @@ WeightCall<T, C> weights_of(const FieldCall& call) {
   return weights;
 }
 
+/// What the second half needs of the arena; without sums (no output but lse) only the rows' state.
+template <class T>
+struct Differences {
+  RowState* state;  // (batch)
+  int64_t sets, splits;  // 1, or 2 sets of coefficients (score); splits of the charges
+  T* weights;       // (batch, count)
+  T* rates;         // (batch, count): score
+  T* partial;       // (splits, sets, batch, dim)
+};
+template <class T>
+Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums);
+
 /// Weights, sums and outputs (differences.cu); `weights` says what the gaps are, its outputs are set there.
 template <class T, class C>
-void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights);
+void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights, const Differences<T>& memory);
 
 }  // namespace pfgm

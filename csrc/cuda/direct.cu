@@ -1,34 +1,39 @@
-// The way that serves every call: direct differences, weights, sum of differences (kernels/distances, weights, combine).
+// The path that serves every call: direct differences, weights, sum of differences (kernels/direct_distances, weights, difference).
 #include "differences.h"
 #include "field.h"
-#include "kernels/distances.cuh"
+#include "kernels/direct_distances.cuh"
 
 namespace pfgm {
 namespace {
 
 template <class T, class C>
-void run(const FieldCall& call) {
+void run(const FieldCall& call, Arena& arena) {
   WeightCall<T, C> weights = weights_of<T, C>(call);
   const int64_t B = weights.batch, M = weights.count, N = weights.dim;
   weights.splits = distance_splits(B, M, N);
-  DistanceCall<T, C> distances{weights.x, weights.charges, nullptr, call.take<double>(weights.splits * B * M), B, M, N, weights.splits,
+  DistanceCall<T, C> distances{weights.x, weights.charges, nullptr, arena.take<double>(weights.splits * B * M), B, M, N, weights.splits,
                                weights.divisor, weights.offset};
+  const bool moment = call.op == FieldOp::kSecondMoment;
+  double* projection = moment ? arena.take<double>(weights.splits * B * M) : nullptr;
+  const auto differences = take_differences<T>(call, arena, call.op != FieldOp::kLogDensity);
+  if (arena.measures()) return;
+
   launch_distances<false>(distances, call.stream);
   weights.gaps = distances.gaps;
-  if (call.wanted == Wanted::kMoment) {
+  if (moment) {
     distances.u = static_cast<const T*>(call.u);
-    distances.gaps = call.take<double>(weights.splits * B * M);
+    distances.gaps = projection;
     launch_distances<true>(distances, call.stream);
-    weights.projection = distances.gaps;
+    weights.projection = projection;
   }
-  finish_by_differences(call, weights);
+  finish_by_differences(call, weights, differences);
 }
 
 }  // namespace
 
-void run_direct(const FieldCall& call) {
-  if (call.is_double) call.bytes ? run<double, uint8_t>(call) : run<double, double>(call);
-  else call.bytes ? run<float, uint8_t>(call) : run<float, float>(call);
+void run_direct(const FieldCall& call, Arena& arena) {
+  if (call.is_double) call.bytes ? run<double, uint8_t>(call, arena) : run<double, double>(call, arena);
+  else call.bytes ? run<float, uint8_t>(call, arena) : run<float, float>(call, arena);
 }
 
 }  // namespace pfgm

@@ -7,7 +7,7 @@ namespace {
 void into(const Tensor& out, const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
           double gamma, double z_exp) {
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
-  run_rows(
+  run_step(
       [&]<class T>(T) {
         return EulerRule<T>{per_row(vz), per_row(z), per_row(z_next), static_cast<T>(gamma), static_cast<T>(z_exp)};
       },

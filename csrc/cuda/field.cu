@@ -1,4 +1,4 @@
-// The choice between the ways to serve a field operator, and the bound on its scratch memory.
+// The choice between the paths that serve a field operator, and the bound on its scratch memory.
 #include "field.h"
 
 #include <algorithm>
@@ -6,11 +6,33 @@
 namespace pfgm {
 namespace {
 
-constexpr int64_t kScratch = int64_t{1} << 30;  // bytes of pairs at a time, about
-constexpr int64_t kBytesPerPair = 16;           // gaps in double, and products, weights or packed digits
+constexpr int64_t kScratch = int64_t{1} << 30;  // bytes that a call takes at most, unless one query alone needs more
+constexpr int64_t kWholeTiles = 128;            // queries of a part are a multiple of this where so many fit
 
 const void* shifted(const void* pointer, int64_t bytes) { return pointer ? static_cast<const char*>(pointer) + bytes : nullptr; }
 void* shifted(void* pointer, int64_t bytes) { return pointer ? static_cast<char*>(pointer) + bytes : nullptr; }
+
+void run_part(const FieldCall& part, Arena& arena) {
+  if (bytes_serves(part)) run_bytes(part, arena);
+  else if (floats_serves(part)) run_floats(part, arena);
+  else run_direct(part, arena);
+}
+
+int64_t scratch_of(const FieldCall& part) {
+  Arena arena;
+  run_part(part, arena);
+  return arena.bytes();
+}
+
+/// How many of the call's queries are served at a time: as many as the bound allows.
+int64_t queries_at_a_time(const FieldCall& call) {
+  int64_t queries = call.batch;
+  for (int64_t bytes; queries > 1 && (bytes = scratch_of(call.rows(0, queries))) > kScratch;) {
+    const int64_t fewer = std::min(queries - 1, static_cast<int64_t>(static_cast<double>(kScratch) / static_cast<double>(bytes) * static_cast<double>(queries)));
+    queries = fewer > kWholeTiles ? fewer / kWholeTiles * kWholeTiles : std::max<int64_t>(1, fewer);
+  }
+  return queries;
+}
 
 }  // namespace
 
@@ -22,7 +44,7 @@ FieldCall FieldCall::rows(int64_t first, int64_t count) const {
   part.r = shifted(r, scalar);
   part.u = shifted(u, matrix);
   part.r_next = shifted(r_next, scalar);
-  part.vector = shifted(vector, matrix);
+  part.out = shifted(out, matrix);
   part.gradient = shifted(gradient, matrix);
   part.rate = shifted(rate, scalar);
   part.trace = shifted(trace, scalar);
@@ -32,13 +54,13 @@ FieldCall FieldCall::rows(int64_t first, int64_t count) const {
 
 void run_field(const FieldCall& call) {
   if (call.batch == 0) return;
-  if (plane_serves(call)) return run_plane(call);
-  const int64_t rows = std::max<int64_t>(128, kScratch / (kBytesPerPair * call.charges_count) / 128 * 128);
-  for (int64_t first = 0; first < call.batch; first += rows) {
-    const FieldCall part = call.rows(first, std::min(rows, call.batch - first));
-    if (bytes_serves(part)) run_bytes(part);
-    else if (floats_serves(part)) run_floats(part);
-    else run_direct(part);
+  if (small_n_serves(call)) return run_small_n(call);
+  const int64_t queries = queries_at_a_time(call), last = call.batch % queries;
+  const int64_t bytes = std::max(scratch_of(call.rows(0, queries)), last == 0 ? 0 : scratch_of(call.rows(0, last)));
+  const std::shared_ptr<void> memory = call.scratch(bytes);  // every part's in turn: the stream keeps their order
+  for (int64_t first = 0; first < call.batch; first += queries) {
+    Arena arena(memory.get(), bytes);
+    run_part(call.rows(first, std::min(queries, call.batch - first)), arena);
   }
 }
 

@@ -1,22 +1,23 @@
-// One call of a field operator as raw pointers, and the four ways to serve it. docs/architecture.md has the contract,
-// docs/cuda.md the choice between the ways.
+// One call of a field operator as raw pointers, and the four paths that serve it. docs/architecture.md has the contract,
+// docs/cuda.md the choice between the paths.
 #pragma once
 
 #include <functional>
+#include <memory>
 
 #include "device.h"
 
 namespace pfgm {
 
 /// What a call wants to know; the outputs that it does not name are null.
-enum class Wanted { kMean, kField, kScore, kLogDensity, kMoment, kStep };
+enum class FieldOp { kPosteriorMean, kPoissonField, kScore, kLogDensity, kSecondMoment, kFieldStep };
 
 /// T is x's dtype; charges are of T or bytes.
 struct FieldCall {
-  Wanted wanted;
+  FieldOp op;
   bool is_double;  // T
   bool bytes;      // charges
-  int64_t batch, charges_count, dim;
+  int64_t batch, count, dim;
   const void* x;              // (B, N) T
   const void* r;              // (B,) T
   const void* charges;        // (M, N) T or uint8
@@ -27,38 +28,61 @@ struct FieldCall {
   const void* u = nullptr;       // moment: (B, N) T
   int64_t power = 0;             // moment
   const void* r_next = nullptr;  // step: (B,) T
-  void* vector = nullptr;        // (B, N) T: mean, x − m, the step's result, or the moment
+  void* out = nullptr;        // (B, N) T: mean, x − m, the step's result, or the moment
   void* gradient = nullptr;      // (B, N) T: score's g
   void* rate = nullptr;          // (B,) T: score's s, the moment's projection
   void* trace = nullptr;         // (B,) T: score's t
   double* lse = nullptr;         // (B,)
   Stream stream;
-  std::function<void*(int64_t)> scratch;  // bytes → memory for the time of the call
+  std::function<std::shared_ptr<void>(int64_t)> scratch;  // bytes → memory
 
-  template <class T>
-  T* take(int64_t count) const {
-    return static_cast<T*>(scratch(count * static_cast<int64_t>(sizeof(T))));
-  }
   /// The same call for `count` of its rows, from `first` on.
   FieldCall rows(int64_t first, int64_t count) const;
 };
 
-/// Serves a call: picks the way, cuts the batch so that scratch stays bounded.
+/// Scratch memory of one part of a call, in one block. A path takes all that it needs before it launches anything: once without
+/// memory, to learn how much that is (and launches nothing), then with it.
+class Arena {
+ public:
+  Arena() = default;
+  Arena(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)) {
+#if defined(__CUDACC__)
+    (void)bytes;
+#else
+    emulate::poison(memory, static_cast<size_t>(bytes));  // the last part's values are nobody's
+#endif
+  }
+  template <class T>
+  T* take(int64_t count) {
+    const int64_t at = bytes_;
+    bytes_ += ceil_div<int64_t>(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
+  }
+  bool measures() const { return memory_ == nullptr; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+  char* memory_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+/// Serves a call: picks the path, cuts the batch so that scratch stays bounded.
 void run_field(const FieldCall& call);
 
 /// Small N: one launch, nothing but the answer is written.
-bool plane_serves(const FieldCall& call);
-void run_plane(const FieldCall& call);
+bool small_n_serves(const FieldCall& call);
+void run_small_n(const FieldCall& call);
 
 /// Byte charges of large N on integer tensor cores.
 bool bytes_serves(const FieldCall& call);
-void run_bytes(const FieldCall& call);
+void run_bytes(const FieldCall& call, Arena& arena);
 
 /// Float charges of large N and many queries on integer tensor cores.
 bool floats_serves(const FieldCall& call);
-void run_floats(const FieldCall& call);
+void run_floats(const FieldCall& call, Arena& arena);
 
 /// Everything: direct differences.
-void run_direct(const FieldCall& call);
+void run_direct(const FieldCall& call, Arena& arena);
 
 }  // namespace pfgm

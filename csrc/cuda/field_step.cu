@@ -11,9 +11,9 @@ Tensor field_step(PFGM_QUERY_PARAMETERS, const Tensor& r_next) {
   require_rows(r_next, x, "r_next must be (B,) and contiguous");
   require(r_next.scalar_type() == x.scalar_type(), "r_next must have x's dtype");
   Tensor next = new_like(x);
-  query.call.wanted = Wanted::kStep;
+  query.call.op = FieldOp::kFieldStep;
   query.call.r_next = r_next.const_data_ptr();
-  query.call.vector = next.mutable_data_ptr();
+  query.call.out = next.mutable_data_ptr();
   run_field(query.call);
   return next;
 }

@@ -18,7 +18,7 @@ Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tens
   // One kernel reads both networks' outputs: they come from one network, so they have one dtype; where not, x's is taken.
   const bool same = vx.scalar_type() == vx_next.scalar_type();
   const Tensor first = same ? vx : converted(vx, x), second = same ? vx_next : converted(vx_next, x);
-  run_rows(
+  run_step(
       [&]<class T>(T) {
         return HeunRule<T>{per_row(vz),      per_row(z), per_row(z_next), per_row(vz_next), static_cast<T>(gamma),
                            static_cast<T>(z_exp)};

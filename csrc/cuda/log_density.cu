@@ -9,7 +9,7 @@ namespace {
 Tensor log_density(PFGM_QUERY_PARAMETERS) {
   Query query(PFGM_QUERY_ARGUMENTS);
   Tensor lse = new_lse(x);
-  query.call.wanted = Wanted::kLogDensity;
+  query.call.op = FieldOp::kLogDensity;
   query.call.lse = static_cast<double*>(lse.mutable_data_ptr());
   run_field(query.call);
   return lse;

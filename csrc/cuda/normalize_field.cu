@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> normalize_field(const Tensor& field, const Tensor& r,
   require_rows(r, field, "r must be (B,) and contiguous");
   require(r.scalar_type() == field.scalar_type(), "r must have the field's dtype");
   Tensor vx = new_like(field), vz = new_like(r);
-  run_rows(
+  run_step(
       [&]<class T>(T) {
         return NormalizeRule<T>{static_cast<const T*>(r.const_data_ptr()), static_cast<T*>(vz.mutable_data_ptr()),
                                 static_cast<T>(gamma)};

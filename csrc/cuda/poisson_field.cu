@@ -9,8 +9,8 @@ namespace {
 std::tuple<Tensor, Tensor> poisson_field(PFGM_QUERY_PARAMETERS) {
   Query query(PFGM_QUERY_ARGUMENTS);
   Tensor field = new_like(x), lse = new_lse(x);
-  query.call.wanted = Wanted::kField;
-  query.call.vector = field.mutable_data_ptr();
+  query.call.op = FieldOp::kPoissonField;
+  query.call.out = field.mutable_data_ptr();
   query.call.lse = static_cast<double*>(lse.mutable_data_ptr());
   run_field(query.call);
   return {field, lse};

@@ -9,8 +9,8 @@ namespace {
 std::tuple<Tensor, Tensor> posterior_mean(PFGM_QUERY_PARAMETERS) {
   Query query(PFGM_QUERY_ARGUMENTS);
   Tensor mean = new_like(x), lse = new_lse(x);
-  query.call.wanted = Wanted::kMean;
-  query.call.vector = mean.mutable_data_ptr();
+  query.call.op = FieldOp::kPosteriorMean;
+  query.call.out = mean.mutable_data_ptr();
   query.call.lse = static_cast<double*>(lse.mutable_data_ptr());
   run_field(query.call);
   return {mean, lse};

@@ -19,7 +19,7 @@ inline const void* pointer_or_null(const Optional& tensor) { return tensor ? ten
 /// Holds what the call's pointers point to, for the time of the call.
 class Query {
  public:
-  Query(PFGM_QUERY_PARAMETERS) : guard_(x.get_device_index()), scratch_(x) {
+  Query(PFGM_QUERY_PARAMETERS) : guard_(device_of(x)) {
     require_matrix(x, "x must be (B, N) and contiguous");
     require_matrix(charges, "charges must be (M, N) and contiguous");
     require_rows(r, x, "r must be (B,) and contiguous");
@@ -34,7 +34,7 @@ class Query {
     call.is_double = x.scalar_type() == ScalarType::Double;
     call.bytes = bytes;
     call.batch = x.sizes()[0];
-    call.charges_count = charges.sizes()[0];
+    call.count = charges.sizes()[0];
     call.dim = x.sizes()[1];
     call.x = x.const_data_ptr();
     call.r = r.const_data_ptr();
@@ -46,7 +46,7 @@ class Query {
     call.offset = offset;
     call.aug_dim = aug_dim;
     call.stream = current_stream(x);
-    call.scratch = [this](int64_t bytes_wanted) { return scratch_.take<char>(bytes_wanted); };
+    call.scratch = [&x](int64_t size) { return new_scratch(x, size); };
   }
   Query(const Query&) = delete;
   Query& operator=(const Query&) = delete;
@@ -55,7 +55,6 @@ class Query {
 
  private:
   DeviceGuard guard_;
-  Scratch scratch_;
 };
 
 inline Tensor new_lse(const Tensor& x) { return new_tensor(x, {x.sizes()[0]}, ScalarType::Double); }

@@ -9,8 +9,8 @@ namespace {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> score(PFGM_QUERY_PARAMETERS) {
   Query query(PFGM_QUERY_ARGUMENTS);
   Tensor gradient = new_like(x), field = new_like(x), rate = new_rows(x), trace = new_rows(x), lse = new_lse(x);
-  query.call.wanted = Wanted::kScore;
-  query.call.vector = field.mutable_data_ptr();
+  query.call.op = FieldOp::kScore;
+  query.call.out = field.mutable_data_ptr();
   query.call.gradient = gradient.mutable_data_ptr();
   query.call.rate = rate.mutable_data_ptr();
   query.call.trace = trace.mutable_data_ptr();

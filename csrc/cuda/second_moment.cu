@@ -11,10 +11,10 @@ std::tuple<Tensor, Tensor> second_moment(PFGM_QUERY_PARAMETERS, const Tensor& u,
   require(same_shape(u, x) && u.scalar_type() == x.scalar_type() && u.is_contiguous(), "u must be like x");
   require(power >= 0 && power <= 8, "power must be 0 to 8");
   Tensor moment = new_like(x), projection = new_rows(x);
-  query.call.wanted = Wanted::kMoment;
+  query.call.op = FieldOp::kSecondMoment;
   query.call.u = u.const_data_ptr();
   query.call.power = power;
-  query.call.vector = moment.mutable_data_ptr();
+  query.call.out = moment.mutable_data_ptr();
   query.call.rate = projection.mutable_data_ptr();
   run_field(query.call);
   return {moment, projection};

@@ -1,7 +1,7 @@
-// From the steps' tensors to launch_rows: dtypes become template arguments here, once for all four operators.
+// From the steps' tensors to launch_step: dtypes become template arguments here, once for all four operators.
 #pragma once
 
-#include "kernels/rows.cuh"
+#include "kernels/step_kernels.cuh"
 #include "tensors.h"
 
 namespace pfgm {
@@ -21,14 +21,17 @@ inline PerRow per_row(const Tensor& tensor) {
 
 /// Calls `rule(T{})` for the rule, then launches it for x's dtype T and v's dtype V. `x` and `second` may be null.
 template <class T, class MakeRule>
-void run_rows_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
-  Scratch scratch(v);
+void run_step_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
+  std::shared_ptr<void> scratch;
   const auto go = [&]<class V>(V) {
-    const RowCall<T, V> call{x ? static_cast<const T*>(x->const_data_ptr()) : nullptr,
+    const StepCall<T, V> call{x ? static_cast<const T*>(x->const_data_ptr()) : nullptr,
                              static_cast<const V*>(v.const_data_ptr()),
                              second ? static_cast<const V*>(second->const_data_ptr()) : nullptr,
                              static_cast<T*>(out.mutable_data_ptr()), v.sizes()[0], v.sizes()[1]};
-    launch_rows(make(T{}), call, current_stream(v), [&](int64_t count) { return scratch.take<T>(count); });
+    launch_step(make(T{}), call, current_stream(v), [&](int64_t count) {
+      scratch = new_scratch(v, count * static_cast<int64_t>(sizeof(T)));
+      return static_cast<T*>(scratch.get());
+    });
   };
   switch (v.scalar_type()) {
     case ScalarType::Float: return go(float{});
@@ -40,16 +43,16 @@ void run_rows_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* 
 }
 
 template <class MakeRule>
-void run_rows(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
+void run_step(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
   require_matrix(v, "v_x must be (B, N) and contiguous");
   require_matrix(out, "the result must be (B, N) and contiguous");
   require(same_shape(out, v) && (!x || same_shape(*x, v)), "x, v_x and the result must have one shape");
   require(!x || (x->is_contiguous() && x->scalar_type() == out.scalar_type()), "x must be contiguous and of the result's dtype");
   require(!second || (second->is_contiguous() && same_shape(*second, v) && second->scalar_type() == v.scalar_type()),
           "v_x at z' must have v_x's shape and dtype, and be contiguous");
-  const DeviceGuard guard(v.get_device_index());
-  if (out.scalar_type() == ScalarType::Double) run_rows_as<double>(make, x, v, second, out);
-  else if (out.scalar_type() == ScalarType::Float) run_rows_as<float>(make, x, v, second, out);
+  const DeviceGuard guard(device_of(v));
+  if (out.scalar_type() == ScalarType::Double) run_step_as<double>(make, x, v, second, out);
+  else if (out.scalar_type() == ScalarType::Float) run_step_as<float>(make, x, v, second, out);
   else require(false, "x must be float32 or float64");
 }
 

@@ -6,7 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <cstring>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -27,23 +27,23 @@ using torch::stable::Tensor;
 
 #if defined(__CUDACC__)
 using torch::stable::accelerator::DeviceGuard;
+inline auto device_of(const Tensor& tensor) { return tensor.get_device_index(); }
 inline Stream current_stream(const Tensor& like) {
   void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_of(like), &stream));
   return static_cast<Stream>(stream);
 }
 #else
-struct DeviceGuard {
-  explicit DeviceGuard(int) {}
-};
-inline Stream current_stream(const Tensor&) { return nullptr; }
+using emulate::DeviceGuard;
+inline int device_of(const Tensor& tensor) { return emulate::device_of(tensor.const_data_ptr()); }
+inline Stream current_stream(const Tensor& like) { return emulate::current_stream(device_of(like)); }
 #endif
 
 inline Tensor new_tensor(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
   Tensor result = torch::stable::new_empty(like, sizes, type);
 #if !defined(__CUDACC__)
   const size_t element = type == ScalarType::Byte ? 1 : type == ScalarType::Float ? 4 : 8;
-  std::memset(result.data_ptr(), 0xff, element * static_cast<size_t>(result.numel()));  // NaN: what is left unwritten shows
+  emulate::poison(result.mutable_data_ptr(), element * static_cast<size_t>(result.numel()));  // what is left unwritten shows
 #endif
   return result;
 }
@@ -52,20 +52,19 @@ inline Tensor new_like(const Tensor& like) {
   return new_tensor(like, {sizes.begin(), sizes.end()}, like.scalar_type());
 }
 
-/// Memory for the time of one call, from PyTorch's allocator: ordered by the stream, captured by CUDA graphs.
-class Scratch {
- public:
-  explicit Scratch(const Tensor& like) : like_(like) {}
-  template <class T>
-  T* take(int64_t count) {
-    held_.push_back(new_tensor(like_, {count * static_cast<int64_t>(sizeof(T))}, ScalarType::Byte));
-    return static_cast<T*>(held_.back().mutable_data_ptr());
-  }
-
- private:
-  const Tensor& like_;
-  std::vector<Tensor> held_;
-};
+/// `bytes` of memory on `like`'s device until the last copy of the pointer is gone, from PyTorch's allocator: ordered by the
+/// stream (what is freed here is reused only by what is launched later), captured by CUDA graphs.
+inline std::shared_ptr<void> new_scratch(const Tensor& like, int64_t bytes) {
+  Tensor memory = new_tensor(like, {bytes}, ScalarType::Byte);
+  void* const begin = memory.mutable_data_ptr();
+#if defined(__CUDACC__)
+  return {begin, [memory](void*) {}};
+#else
+  const int device = device_of(like);
+  emulate::count_scratch(device, bytes);
+  return {begin, [memory, device, bytes](void*) { emulate::count_scratch(device, -bytes); }};
+#endif
+}
 
 inline void require(bool condition, const char* message) { STD_TORCH_CHECK(condition, "pfgm_fast_cuda: ", message); }
 

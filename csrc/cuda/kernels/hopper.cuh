@@ -1,5 +1,5 @@
 // What Hopper (sm_90a) adds to the device layer: tensor maps and their loads, barriers in shared memory that count bytes, matrix
-// instructions of a warpgroup. PTX here, host/hopper.h on the host.
+// instructions of a warpgroup. PTX here, tests/cuda_host/hopper.h on the host.
 #pragma once
 
 #include "../device.h"
@@ -9,7 +9,7 @@
 #include <cuda.h>
 #include <cudaTypedefs.h>
 #else
-#include "../host/hopper.h"
+#include "cuda_host/hopper.h"
 #endif
 
 namespace pfgm {

@@ -6,7 +6,7 @@
 // Tiling: one block of 512 threads a query, one sweep. Cost: reads 4 bytes a pair and the charges' norms (from L2).
 #pragma once
 
-#include "gram.cuh"
+#include "distance_gemm.cuh"
 #include "weights.cuh"
 
 namespace pfgm {
@@ -22,7 +22,7 @@ struct ScreenCall {
   int64_t batch, count, dim;
   float divisor, offset;
   double exact_divisor, aug_dim;
-  Packing packing;  // or nothing
+  WeightDigits weight_digits;  // or nothing
   RowState* state;  // (batch)
   double* lse;      // (batch), or null
   int* proven;      // (batch)
@@ -65,8 +65,8 @@ static __global__ void __launch_bounds__(kWeightThreads) screen_kernel(ScreenCal
                                                         call.divisor, call.offset, shared.slots);
   if (threadIdx.x != 0) return;
   const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
-  const Kernel<float> kernel(squares + r * r, r, total_dim);
-  const double cut = norm_unit * kernel.gap_of(weight_cut<float>(call.count));
+  const WeightFunction<float> function(squares + r * r, r, total_dim);
+  const double cut = norm_unit * function.gap_of(weight_cut<float>(call.count));
   const bool good = r > 0 && isfinite(squares + r * r) && isfinite(nearest.gap);
   const bool proven = good && others - (nearest.gap + slack_of(nearest.charge)) > cut;
   call.proven[row] = proven ? 1 : 0;
@@ -75,15 +75,15 @@ static __global__ void __launch_bounds__(kWeightThreads) screen_kernel(ScreenCal
     return;
   }
   call.state[row] = {nearest.charge, 1.0, 0.0, 1, 0};
-  if (call.packing.charge) {
-    call.packing.charge[row * kListed] = static_cast<int>(nearest.charge);
-    call.packing.weight[row * kListed] = 1.0f;
+  if (call.weight_digits.charge) {
+    call.weight_digits.charge[row * kListed] = static_cast<int>(nearest.charge);
+    call.weight_digits.weight[row * kListed] = 1.0f;
   }
-  if (call.lse) call.lse[row] = log_kernel(squares, r, total_dim);
+  if (call.lse) call.lse[row] = anchor_log_weight(squares, r, total_dim);
 }
 
 inline void launch_screen(const ScreenCall& call, Stream stream) {
-  launch(screen_kernel, call.batch, kWeightThreads, sizeof(ScreenShared), stream, call);
+  launch<screen_kernel>(call.batch, kWeightThreads, sizeof(ScreenShared), stream, call);
 }
 
 }  // namespace pfgm

@@ -1,10 +1,10 @@
-// Asynchronous copies to shared memory and integer matrix instructions: PTX for sm_80 and later, host/tensor_core.h on the host.
+// Asynchronous copies to shared memory and integer matrix instructions: PTX for sm_80 and later, tests/cuda_host/tensor_core.h on the host.
 #pragma once
 
 #include "../device.h"
 
 #if !defined(__CUDACC__)
-#include "../host/tensor_core.h"
+#include "cuda_host/tensor_core.h"
 #endif
 
 namespace pfgm {
@@ -68,7 +68,6 @@ __device__ __forceinline__ void transpose_bytes(const uint32_t (&word)[4], uint3
 
 constexpr int kDepth = 64;            // bytes of the contracted dimension in one stage of a pipeline
 constexpr int kChunk = 16;            // bytes of one asynchronous copy
-constexpr int kDigits = 3;            // of 8 bits: 24 bits of a fixed-point number
 constexpr int kLongestSum = 1 << 16;  // products of a byte and a signed digit that an int32 holds: 255 · 128 · 2^16 < 2^31
 
 /// Where chunk `chunk` (of 4) of row `row` lies in a tile of 64-byte rows, so that 8 rows read at one chunk hit 32 banks.

@@ -23,24 +23,24 @@ struct RowState {
   double total;       // Σ weights, unnormalised; NaN for a query that must give NaN
   double rate_total;  // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
   int64_t used;       // charges with a weight above 0
-  int64_t packed;     // kPacked, heavy queries: Σ of the fixed-point weights
+  int64_t packed;     // kPacked, dense queries: Σ of the fixed-point weights
 };
 
 /// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or packed.
-enum class Coefficients { kWeights, kScore, kMoment, kPacked };
+enum class Coefficients { kWeights, kScore, kSecondMoment, kPacked };
 
-constexpr int kListed = 64;                    // a light query has at most so many charges with a weight
+constexpr int kListed = 64;                    // a sparse query has at most so many charges with a weight
 constexpr double kPackedOne = 16777214.0;      // the fixed-point weight of 1: three unsigned digits of 8 bits
 
-/// Weights for integer tensor cores. A light query's are a list; a heavy one's are three planes of bytes, in fixed point around
+/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three planes of bytes, in fixed point around
 /// the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the error of a sum has no bias.
-struct Packing {
+struct WeightDigits {
   uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
   int64_t stride;   // of a query's bytes, a multiple of 64
   int* charge;      // (batch, kListed)
   float* weight;    // (batch, kListed)
-  int* heavy;       // the number of heavy queries, 0 before the launch
-  int* queries;     // (batch): the heavy queries, in no order that matters
+  int* dense;       // the number of dense queries, 0 before the launch
+  int* queries;     // (batch): the dense queries, in no order that matters
 };
 
 template <class T, class C>
@@ -63,7 +63,7 @@ struct WeightCall {
   double* lse;      // (batch), or null
   T* rate;          // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
   T* trace;         // (batch), or null: Σ w c ‖ρ‖²
-  Packing packing;  // kPacked
+  WeightDigits weight_digits;  // kPacked
   const int* proven;  // (batch), or null: not 0 where the screening (screen.cuh) has already served a query
 };
 
@@ -117,10 +117,10 @@ __device__ __forceinline__ T exponential(T value) {
 
 /// log (1 + ...)^(−p), D < ∞, or the Gaussian's exponent, of a gap at squared distance `base`; T so that no bit is lost near 0.
 template <class T>
-struct Kernel {
+struct WeightFunction {
   double inverse_base, power;
   bool gaussian;
-  __device__ Kernel(double base, double r, double total_dim) {
+  __device__ WeightFunction(double base, double r, double total_dim) {
     gaussian = isinf(total_dim);
     power = gaussian ? 1.0 : 0.5 * total_dim;
     inverse_base = gaussian ? 0.5 / (r * r) : 1.0 / base;
@@ -136,7 +136,7 @@ struct Kernel {
 };
 
 /// log of (1 + ‖ρ‖²/r²)^(−p), or of exp(−‖ρ‖²/(2r²)) where D is infinite.
-__device__ __forceinline__ double log_kernel(double squares, double r, double total_dim) {
+__device__ __forceinline__ double anchor_log_weight(double squares, double r, double total_dim) {
   return isinf(total_dim) ? -squares / (2 * r * r) : -0.5 * total_dim * log1p(squares / (r * r));
 }
 
@@ -176,7 +176,7 @@ struct Refined {
   double largest;         // log-weight, from which weights are measured
 };
 
-/// A light query's list, in the charges' order (threads appended as they came), its distances and weights by direct differences:
+/// A sparse query's list, in the charges' order (threads appended as they came), its distances and weights by direct differences:
 /// what the products' rounding could do to near-duplicates is gone. For 1 to kListed charges.
 template <class T, class C>
 __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int64_t row, double r, double total_dim) {
@@ -201,9 +201,9 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   __syncthreads();
   double nearest = shared.squares[0];
   for (int at = 1; at < used; ++at) nearest = shared.squares[at] < nearest ? shared.squares[at] : nearest;
-  const Kernel<T> kernel(nearest + r * r, r, total_dim);
+  const WeightFunction<T> function(nearest + r * r, r, total_dim);
   if (mine < used) {
-    shared.exponent[mine] = static_cast<double>(kernel.log_weight(shared.squares[mine] - nearest)) +
+    shared.exponent[mine] = static_cast<double>(function.log_weight(shared.squares[mine] - nearest)) +
                             (call.log_weights ? call.log_weights[shared.sorted[mine]] : 0.0);
   }
   __syncthreads();
@@ -211,19 +211,19 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   for (int at = 1; at < used; ++at) largest = shared.exponent[at] > largest ? shared.exponent[at] : largest;
   if (mine < used) {
     shared.weight[mine] = static_cast<float>(exponential(static_cast<T>(shared.exponent[mine] - largest)));
-    call.packing.charge[row * kListed + mine] = shared.sorted[mine];
-    call.packing.weight[row * kListed + mine] = shared.weight[mine];
+    call.weight_digits.charge[row * kListed + mine] = shared.sorted[mine];
+    call.weight_digits.weight[row * kListed + mine] = shared.weight[mine];
   }
   __syncthreads();
   for (int at = 0; at < used; ++at) total += static_cast<double>(shared.weight[at]);
   return {nearest, total, largest};
 }
 
-/// A heavy query's place among the heavy ones, and the zeros behind its packed weights.
-__device__ __forceinline__ void list_heavy(const Packing& packing, int64_t row, int64_t count, int64_t batch) {
-  for (int64_t j = count + threadIdx.x; j < packing.stride; j += kWeightThreads)
-    for (int digit = 0; digit < 3; ++digit) packing.digits[(digit * batch + row) * packing.stride + j] = 0;
-  if (threadIdx.x == 0) packing.queries[atomicAdd(packing.heavy, 1)] = static_cast<int>(row);
+/// A dense query's place among the dense ones, and the zeros behind its packed weights.
+__device__ __forceinline__ void list_dense(const WeightDigits& weight_digits, int64_t row, int64_t count, int64_t batch) {
+  for (int64_t j = count + threadIdx.x; j < weight_digits.stride; j += kWeightThreads)
+    for (int digit = 0; digit < 3; ++digit) weight_digits.digits[(digit * batch + row) * weight_digits.stride + j] = 0;
+  if (threadIdx.x == 0) weight_digits.queries[atomicAdd(weight_digits.dense, 1)] = static_cast<int>(row);
 }
 
 template <class T, class C, Coefficients kWanted>
@@ -266,11 +266,11 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   const double base = squares + r * r;
   const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const bool good = r > 0 && isfinite(base) && isfinite(nearest.gap);
-  const Kernel<T> kernel(base, r, total_dim);
+  const WeightFunction<T> function(base, r, total_dim);
 
   // The largest log-weight: the anchor's, unless the charges have weights q.
   const auto log_weight = [&](int64_t j, double gap) {  // gap ≥ 0, to the anchor
-    const double result = kernel.log_weight(call.gap_unit * gap);
+    const double result = function.log_weight(call.gap_unit * gap);
     return call.log_weights ? result + call.log_weights[j] : result;
   };
   double largest = 0;
@@ -284,7 +284,7 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   }
 
   const T cut = weight_cut<T>(call.count);
-  const double gap_cut = kernel.gap_of(cut) / call.gap_unit;
+  const double gap_cut = function.gap_of(cut) / call.gap_unit;
   double total = 0, rate_total = 0, trace = 0, used = 0, packed = 0;
   bool listing = true;
   if constexpr (kWanted == Coefficients::kPacked) {
@@ -305,20 +305,20 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
       uint32_t number = j == nearest.charge || !good ? 0 : static_cast<uint32_t>(whole);
       if (number != 0 || weight != T(0)) number += j != nearest.charge && good && product - whole > dither(row, j) ? 1 : 0;
       packed += number;
-      uint8_t* digits = call.packing.digits + row * call.packing.stride + j;
+      uint8_t* digits = call.weight_digits.digits + row * call.weight_digits.stride + j;
       digits[0] = static_cast<uint8_t>(number >> 16);
-      digits[call.batch * call.packing.stride] = static_cast<uint8_t>(number >> 8);
-      digits[2 * call.batch * call.packing.stride] = static_cast<uint8_t>(number);
+      digits[call.batch * call.weight_digits.stride] = static_cast<uint8_t>(number >> 8);
+      digits[2 * call.batch * call.weight_digits.stride] = static_cast<uint8_t>(number);
       if (weight != T(0) && listing) {
         const int at = atomicAdd(&shared.used, 1);
-        listing = at < kListed;  // else the query is heavy: this thread need not ask again
+        listing = at < kListed;  // else the query is dense: this thread need not ask again
         if (listing) {
           shared.listed[at] = static_cast<int>(j);
         }
       }
     } else if constexpr (kWanted != Coefficients::kWeights) {
       const double farther = call.gap_unit * gap;
-      const double rate = kernel.gaussian ? 1.0 / (r * r) : total_dim / (base + farther);
+      const double rate = function.gaussian ? 1.0 / (r * r) : total_dim / (base + farther);
       if constexpr (kWanted == Coefficients::kScore) {
         const double coefficient = weight * rate;
         call.rates[row * call.count + j] = static_cast<T>(coefficient);
@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   if constexpr (kWanted == Coefficients::kPacked) {
     packed = block_reduce<kWeightThreads>(packed, Sum{}, shared.slots);  // whole numbers below 2^53: exact
     if (shared.used > kListed) {  // exact up to kListed; where it is more, it says only that
-      list_heavy(call.packing, row, call.count, call.batch);
+      list_dense(call.weight_digits, row, call.count, call.batch);
     } else {
       const Refined refined = refine_list(call, shared, row, r, total_dim);
       squares = refined.squares;
@@ -355,13 +355,13 @@ __global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T,
   if (call.rate) call.rate[row] = static_cast<T>(rate_total / total);
   if (call.trace) call.trace[row] = static_cast<T>(trace / total);
   if (call.lse) {
-    call.lse[row] = good ? largest + log(total) + log_kernel(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
+    call.lse[row] = good ? largest + log(total) + anchor_log_weight(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
 template <Coefficients kWanted, class T, class C>
 void launch_weights(const WeightCall<T, C>& call, Stream stream) {
-  launch(weight_kernel<T, C, kWanted>, call.batch, kWeightThreads, sizeof(WeightShared), stream, call);
+  launch<weight_kernel<T, C, kWanted>>(call.batch, kWeightThreads, sizeof(WeightShared), stream, call);
 }
 
 }  // namespace pfgm

@@ -101,7 +101,7 @@ inline int64_t distance_splits(int64_t batch, int64_t count, int64_t dim) {
 template <bool kProject, class T, class C>
 void launch_distances(const DistanceCall<T, C>& call, Stream stream) {
   const int64_t tiles = ceil_div<int64_t>(call.batch, kDistanceTile) * ceil_div<int64_t>(call.count, kDistanceTile);
-  launch(distance_kernel<T, C, kProject>, tiles * call.splits, kDistanceThreads, sizeof(DistanceShared<T>), stream, call);
+  launch<distance_kernel<T, C, kProject>>(tiles * call.splits, kDistanceThreads, sizeof(DistanceShared<T>), stream, call);
 }
 
 }  // namespace pfgm

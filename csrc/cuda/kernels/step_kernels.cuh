@@ -10,10 +10,10 @@
 
 namespace pfgm {
 
-constexpr int kRowThreads = 256;
-constexpr int kLongRowThreads = 1024;
-constexpr int kRowItems = 4;
-constexpr int kRowSegment = 8192;  // elements of a long row that one block handles
+constexpr int kStepThreads = 256;
+constexpr int kLongStepThreads = 1024;
+constexpr int kStepItems = 4;
+constexpr int kStepSegment = 8192;  // elements of a long row that one block handles
 
 /// A tensor of numbers, a row each or one for all rows, float32/float64/bfloat16/float16: the steps' z, z', v_z.
 struct PerRow {
@@ -101,7 +101,7 @@ struct NormalizeRule {
 };
 
 template <class T, class V>
-struct RowCall {
+struct StepCall {
   const T* x;  // (rows, dim), or null
   const V* v;
   const V* second;  // or null
@@ -118,8 +118,8 @@ __device__ __forceinline__ Vector<T, kCount> load_as(const V* from) {
   return result;
 }
 
-struct RowShared {
-  double slots[2][kLongRowThreads / kWarp];
+struct StepShared {
+  double slots[2][kLongStepThreads / kWarp];
 };
 
 template <class T, int kGroup>
@@ -130,20 +130,20 @@ __device__ __forceinline__ T group_sum(T value, T* slots) {
 
 /// Threads of a block whose groups of kGroup threads have a row each, and the blocks that should fit on a multiprocessor.
 template <int kGroup>
-constexpr int kRowBlock = kGroup < kRowThreads ? kRowThreads : kGroup;
+constexpr int kStepBlock = kGroup < kStepThreads ? kStepThreads : kGroup;
 template <class Rule, int kGroup>
-constexpr int kRowBlocks = kRowBlock<kGroup> > kRowThreads ? 1 : Rule::kSecond ? 2 : 4;
+constexpr int kStepBlocks = kStepBlock<kGroup> > kStepThreads ? 1 : Rule::kSecond ? 2 : 4;
 
-/// A row in the registers of kGroup threads: dim ≤ kGroup · kRowItems · kCount, a multiple of kCount.
+/// A row in the registers of kGroup threads: dim ≤ kGroup · kStepItems · kCount, a multiple of kCount.
 template <class Rule, class T, class V, int kGroup, int kCount>
-__global__ void __launch_bounds__(kRowBlock<kGroup>, kRowBlocks<Rule, kGroup>) row_kernel(Rule rule, RowCall<T, V> call) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kRowBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
+__global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>) step_kernel(Rule rule, StepCall<T, V> call) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kStepBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (row >= call.rows) return;  // a whole warp, or nobody
   const int64_t begin = row * call.dim;
-  Vector<T, kCount> x[kRowItems], v[kRowItems], second[kRowItems];
+  Vector<T, kCount> x[kStepItems], v[kStepItems], second[kStepItems];
   T squares = 0, squares_next = 0;
 #pragma unroll
-  for (int i = 0; i < kRowItems; ++i) {
+  for (int i = 0; i < kStepItems; ++i) {
     const int64_t column = static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount;
     if (column >= call.dim) continue;
     v[i] = load_as<T, V, kCount>(call.v + begin + column);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kRowBlock<kGroup>, kRowBlocks<Rule, kGroup>) r
     if constexpr (Rule::kBase) x[i] = load<T, kCount>(call.x + begin + column);
   }
 #pragma unroll
-  for (int i = 0; i < kRowItems; ++i) {
+  for (int i = 0; i < kStepItems; ++i) {
     if (static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount >= call.dim) continue;
 #pragma unroll
     for (int c = 0; c < kCount; ++c) {
@@ -159,12 +159,12 @@ __global__ void __launch_bounds__(kRowBlock<kGroup>, kRowBlocks<Rule, kGroup>) r
       if constexpr (Rule::kSecond) squares_next += second[i].at[c] * second[i].at[c];
     }
   }
-  RowShared& shared = shared_memory<RowShared>();
+  StepShared& shared = shared_memory<StepShared>();
   squares = group_sum<T, kGroup>(squares, reinterpret_cast<T*>(shared.slots[0]));
   if constexpr (Rule::kSecond) squares_next = group_sum<T, kGroup>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
   const Factors<T> factor = rule(row, call.dim, squares, squares_next);
 #pragma unroll
-  for (int i = 0; i < kRowItems; ++i) {
+  for (int i = 0; i < kStepItems; ++i) {
     const int64_t column = static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount;
     if (column >= call.dim) continue;
     Vector<T, kCount> out;
@@ -181,12 +181,12 @@ __global__ void __launch_bounds__(kRowBlock<kGroup>, kRowBlocks<Rule, kGroup>) r
 
 /// Long rows, first launch: partial[which][row][segment] = the sum of squares of one segment of v or v'.
 template <class Rule, class T, class V, int kCount>
-__global__ void __launch_bounds__(kRowThreads) row_squares_kernel(RowCall<T, V> call, int64_t segments, T* partial) {
+__global__ void __launch_bounds__(kStepThreads) step_squares_kernel(StepCall<T, V> call, int64_t segments, T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
-  const int64_t begin = segment * kRowSegment, end = begin + kRowSegment < call.dim ? begin + kRowSegment : call.dim;
+  const int64_t begin = segment * kStepSegment, end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
   T squares = 0, squares_next = 0;
 #pragma unroll 4
-  for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kRowThreads * kCount) {
+  for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
     const auto v = load_as<T, V, kCount>(call.v + row * call.dim + column);
 #pragma unroll
     for (int c = 0; c < kCount; ++c) squares += v.at[c] * v.at[c];
@@ -196,9 +196,9 @@ __global__ void __launch_bounds__(kRowThreads) row_squares_kernel(RowCall<T, V> 
       for (int c = 0; c < kCount; ++c) squares_next += second.at[c] * second.at[c];
     }
   }
-  RowShared& shared = shared_memory<RowShared>();
-  squares = group_sum<T, kRowThreads>(squares, reinterpret_cast<T*>(shared.slots[0]));
-  if constexpr (Rule::kSecond) squares_next = group_sum<T, kRowThreads>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
+  StepShared& shared = shared_memory<StepShared>();
+  squares = group_sum<T, kStepThreads>(squares, reinterpret_cast<T*>(shared.slots[0]));
+  if constexpr (Rule::kSecond) squares_next = group_sum<T, kStepThreads>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
   if (threadIdx.x == 0) {
     partial[row * segments + segment] = squares;
     if constexpr (Rule::kSecond) partial[(call.rows + row) * segments + segment] = squares_next;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(kRowThreads) row_squares_kernel(RowCall<T, V> 
 
 /// Long rows, second launch.
 template <class Rule, class T, class V, int kCount>
-__global__ void __launch_bounds__(kRowThreads) row_update_kernel(Rule rule, RowCall<T, V> call, int64_t segments, const T* partial) {
+__global__ void __launch_bounds__(kStepThreads) step_update_kernel(Rule rule, StepCall<T, V> call, int64_t segments, const T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
   T squares = 0, squares_next = 0;
   for (int64_t s = 0; s < segments; ++s) {
@@ -215,9 +215,9 @@ __global__ void __launch_bounds__(kRowThreads) row_update_kernel(Rule rule, RowC
     if constexpr (Rule::kSecond) squares_next += partial[(call.rows + row) * segments + s];
   }
   const Factors<T> factor = rule(row, call.dim, squares, squares_next);
-  const int64_t begin = segment * kRowSegment, end = begin + kRowSegment < call.dim ? begin + kRowSegment : call.dim;
+  const int64_t begin = segment * kStepSegment, end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
 #pragma unroll 4
-  for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kRowThreads * kCount) {
+  for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
     const int64_t at = row * call.dim + column;
     const auto v = load_as<T, V, kCount>(call.v + at);
     Vector<T, kCount> out;
@@ -239,22 +239,22 @@ __global__ void __launch_bounds__(kRowThreads) row_update_kernel(Rule rule, RowC
 
 /// `scratch(count)` gives memory for count values of T; asked for only where rows are long.
 template <class Rule, class T, class V, int kCount, class Allocate>
-void launch_rows_by(const Rule& rule, const RowCall<T, V>& call, Stream stream, Allocate scratch) {
-  constexpr int64_t kPerThread = kRowItems * kCount;
-  constexpr int kLargest = Rule::kSecond ? kRowThreads : kLongRowThreads;  // two v's and x would not fit into 64 registers
+void launch_step_by(const Rule& rule, const StepCall<T, V>& call, Stream stream, Allocate scratch) {
+  constexpr int64_t kPerThread = kStepItems * kCount;
+  constexpr int kLargest = Rule::kSecond ? kStepThreads : kLongStepThreads;  // two v's and x would not fit into 64 registers
   if (call.dim <= kWarp * kPerThread) {
-    launch(row_kernel<Rule, T, V, kWarp, kCount>, ceil_div<int64_t>(call.rows, kRowThreads / kWarp), kRowThreads,
-           sizeof(RowShared), stream, rule, call);
-  } else if (call.dim <= kRowThreads * kPerThread) {
-    launch(row_kernel<Rule, T, V, kRowThreads, kCount>, call.rows, kRowThreads, sizeof(RowShared), stream, rule, call);
+    launch<step_kernel<Rule, T, V, kWarp, kCount>>(ceil_div<int64_t>(call.rows, kStepThreads / kWarp), kStepThreads,
+           sizeof(StepShared), stream, rule, call);
+  } else if (call.dim <= kStepThreads * kPerThread) {
+    launch<step_kernel<Rule, T, V, kStepThreads, kCount>>(call.rows, kStepThreads, sizeof(StepShared), stream, rule, call);
   } else if (call.dim <= kLargest * kPerThread) {
-    launch(row_kernel<Rule, T, V, kLargest, kCount>, call.rows, kLargest, sizeof(RowShared), stream, rule, call);
+    launch<step_kernel<Rule, T, V, kLargest, kCount>>(call.rows, kLargest, sizeof(StepShared), stream, rule, call);
   } else {
-    const int64_t segments = ceil_div<int64_t>(call.dim, kRowSegment);
+    const int64_t segments = ceil_div<int64_t>(call.dim, kStepSegment);
     T* partial = scratch((Rule::kSecond ? 2 : 1) * call.rows * segments);
-    launch(row_squares_kernel<Rule, T, V, kCount>, call.rows * segments, kRowThreads, sizeof(RowShared), stream, call, segments,
+    launch<step_squares_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared), stream, call, segments,
            partial);
-    launch(row_update_kernel<Rule, T, V, kCount>, call.rows * segments, kRowThreads, sizeof(RowShared), stream, rule, call,
+    launch<step_update_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared), stream, rule, call,
            segments, partial);
   }
 }
@@ -262,11 +262,11 @@ void launch_rows_by(const Rule& rule, const RowCall<T, V>& call, Stream stream, 
 inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
 template <class Rule, class T, class V, class Allocate>
-void launch_rows(const Rule& rule, const RowCall<T, V>& call, Stream stream, Allocate scratch) {
+void launch_step(const Rule& rule, const StepCall<T, V>& call, Stream stream, Allocate scratch) {
   if (call.rows == 0) return;
   const bool vectors = call.dim % 4 == 0 && aligned(call.v) && aligned(call.out) && aligned(call.x) && aligned(call.second);
-  if (sizeof(T) == 4 && vectors) launch_rows_by<Rule, T, V, sizeof(T) == 4 ? 4 : 1>(rule, call, stream, scratch);
-  else launch_rows_by<Rule, T, V, 1>(rule, call, stream, scratch);
+  if (sizeof(T) == 4 && vectors) launch_step_by<Rule, T, V, sizeof(T) == 4 ? 4 : 1>(rule, call, stream, scratch);
+  else launch_step_by<Rule, T, V, 1>(rule, call, stream, scratch);
 }
 
 }  // namespace pfgm

@@ -1,18 +1,18 @@
-// The first product with one digit (gram.cuh, FirstGram) by Hopper's own means: the same whole numbers, bit for bit.
+// The first product with one digit (distance_gemm.cuh, FirstTile) by Hopper's own means: the same whole numbers, bit for bit.
 //
 // **No GPU has run this yet.** It is taken only where PFGM_FAST_CUDA_HOPPER=1 asks for it, until `make gpu` has compared its results
-// and its time with FirstGram's on a Hopper GPU.
+// and its time with FirstTile's on a Hopper GPU.
 //
 // Tiling: 128 queries × 256 charges a tile, two warpgroups of 64 queries; a block stays on its multiprocessor and takes every
 // gridDim-th tile, neighbours sharing charges. A warp of its own loads: 128 bytes of depth a stage, both operands by tensor maps
 // into the 128-byte swizzle, four stages ahead, past the end of a tile into the next. The warpgroups multiply
 // (wgmma m64n256k32, both operands from shared memory) with one stage's instructions in flight, then write from their registers.
-// Cost: as FirstGram; operands pass through registers nowhere, and shared memory is read once a warpgroup.
+// Cost: as FirstTile; operands pass through registers nowhere, and shared memory is read once a warpgroup.
 #pragma once
 
 #include <cstdlib>
 
-#include "gram.cuh"
+#include "distance_gemm.cuh"
 #include "hopper.cuh"
 
 namespace pfgm {
@@ -22,12 +22,12 @@ constexpr int kHopperStages = 4;
 constexpr int kHopperGroups = kHopperQueries / 64;
 constexpr int kHopperThreads = kHopperGroups * kWarpgroup + kWarp;
 
-struct HopperGramCall {
+struct HopperGemmCall {
   int32_t* leading;  // (batch, count)
   int64_t batch, count, dim;
 };
 
-struct HopperGramShared {
+struct HopperGemmShared {
   struct Stage {
     int8_t digits[kHopperQueries * kTileDepth];
     uint8_t charges[kGroupColumns * kTileDepth];
@@ -35,8 +35,8 @@ struct HopperGramShared {
   Barrier full[kHopperStages];   // a stage's bytes have come
   Barrier empty[kHopperStages];  // each multiplying warp is done with a stage
 };
-static_assert(sizeof(HopperGramShared::Stage) % kTileAlignment == 0 && kHopperQueries * kTileDepth % kTileAlignment == 0);
-constexpr size_t kHopperSharedBytes = sizeof(HopperGramShared) + kTileAlignment;  // dynamic shared memory begins anywhere
+static_assert(sizeof(HopperGemmShared::Stage) % kTileAlignment == 0 && kHopperQueries * kTileDepth % kTileAlignment == 0);
+constexpr size_t kHopperSharedBytes = sizeof(HopperGemmShared) + kTileAlignment;  // dynamic shared memory begins anywhere
 
 /// The next stage of a ring, and the parity of its barriers' phase.
 struct Ring {
@@ -48,11 +48,11 @@ struct Ring {
 };
 
 static __global__ void __launch_bounds__(kHopperThreads, 1)
-    hopper_gram_kernel(const __grid_constant__ TensorMap digits, const __grid_constant__ TensorMap charges, HopperGramCall call) {
+    distance_gemm_hopper_kernel(const __grid_constant__ TensorMap digits, const __grid_constant__ TensorMap charges, HopperGemmCall call) {
 #if defined(PFGM_SM90A)
   unsigned char* memory = &shared_memory<unsigned char[kHopperSharedBytes]>()[0];
   memory += (kTileAlignment - shared_address(memory) % kTileAlignment) % kTileAlignment;
-  HopperGramShared& shared = *reinterpret_cast<HopperGramShared*>(memory);
+  HopperGemmShared& shared = *reinterpret_cast<HopperGemmShared*>(memory);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int64_t query_tiles = ceil_div<int64_t>(call.batch, kHopperQueries);
   const int64_t tiles = query_tiles * ceil_div<int64_t>(call.count, kGroupColumns);
@@ -72,7 +72,7 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
     if (lane != 0) return;
     for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x)
       for (int k = 0; k < stages; ++k, ring.advance()) {
-        HopperGramShared::Stage& stage = shared.stage[ring.stage];
+        HopperGemmShared::Stage& stage = shared.stage[ring.stage];
         Barrier* full = &shared.full[ring.stage];
         barrier_wait(&shared.empty[ring.stage], ring.parity ^ 1);
         barrier_expect(full, sizeof(stage));
@@ -87,7 +87,7 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     int before = 0;
     for (int k = 0; k < stages; ++k, ring.advance()) {
-      HopperGramShared::Stage& stage = shared.stage[ring.stage];
+      HopperGemmShared::Stage& stage = shared.stage[ring.stage];
       barrier_wait(&shared.full[ring.stage], ring.parity);
       const uint64_t a = describe_tile(shared_address(stage.digits + group * 64 * kTileDepth));
       const uint64_t b = describe_tile(shared_address(stage.charges));
@@ -124,28 +124,21 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
 inline bool hopper_asked() {
   const char* asked = std::getenv("PFGM_FAST_CUDA_HOPPER");
   if (asked == nullptr || std::string(asked) != "1") return false;
-#if defined(__CUDACC__)
 #if defined(PFGM_FAST_HOPPER)
-  int device = 0, major = 0;
-  check(cudaGetDevice(&device), "current device");
-  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
-  if (major == 9) return true;
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) == 9) return true;
   throw std::runtime_error("pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1 asks for a Hopper GPU (compute capability 9.0)");
 #else
   throw std::runtime_error("pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1, but the library was built without architecture 9.0a");
 #endif
-#else
-  return true;
-#endif
 }
 
-inline void launch_hopper_gram(const GramCall& call, Stream stream) {
+inline void launch_distance_gemm_hopper(const DistanceGemmCall& call, Stream stream) {
   const TensorMap digits = make_tensor_map(call.digits, call.batch, call.dim, kHopperQueries);
   const TensorMap charges = make_tensor_map(call.charges, call.count, call.dim, kGroupColumns);
   const int64_t tiles = ceil_div<int64_t>(call.batch, kHopperQueries) * ceil_div<int64_t>(call.count, kGroupColumns);
   const int64_t blocks = tiles < multiprocessors() ? tiles : multiprocessors();
-  launch(hopper_gram_kernel, blocks, kHopperThreads, kHopperSharedBytes, stream, digits, charges,
-         HopperGramCall{call.leading, call.batch, call.count, call.dim});
+  launch<distance_gemm_hopper_kernel>(blocks, kHopperThreads, kHopperSharedBytes, stream, digits, charges,
+         HopperGemmCall{call.leading, call.batch, call.count, call.dim});
 }
 
 }  // namespace pfgm

@@ -1,4 +1,4 @@
-// Float charges for the integer tensor cores of gram.cuh: Y = y − μ = s_j Q, Q whole numbers of 24 bits in three signed digits, each
+// Float charges for the integer tensor cores of distance_gemm.cuh: Y = y − μ = s_j Q, Q whole numbers of 24 bits in three signed digits, each
 // kept as an unsigned byte, digit + 128. And what this costs in accuracy, made good: refine_kernel.
 //
 // Six products of digits matter (of nine; what is left out is below the rounding of x and y to 24 bits): all three of x's with a
@@ -6,43 +6,14 @@
 // standard deviation: nothing where the weights are spread, and too much close to a charge, or among near-duplicates. There the
 // gaps of all charges that may have a weight are computed once more by direct differences.
 //
-// charge_digit_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3.
+// split_charge_digits_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3.
 // refine_kernel: one block of 512 threads a query; reads its row of gaps twice, and the charges that it computes anew.
 #pragma once
 
-#include "gram.cuh"
+#include "distance_gemm.cuh"
 #include "weights.cuh"
 
 namespace pfgm {
-
-struct ChargeDigitCall {
-  const float* charges;  // (count, dim)
-  const float* center;   // (dim)
-  int64_t count, dim, stride;
-  uint8_t* digits;  // (3, count, stride), the most significant first
-  double* scale;    // (count)
-};
-
-static __global__ void __launch_bounds__(kDigitThreads) charge_digit_kernel(ChargeDigitCall call) {
-  DigitShared& shared = shared_memory<DigitShared>();
-  const int64_t row = blockIdx.x;
-  const float* y = call.charges + row * call.dim;
-  const auto unit = [&](int64_t k) { return static_cast<double>(y[k]) - static_cast<double>(call.center[k]); };
-  double largest = 0;
-  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
-  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
-  const bool good = isfinite(largest);
-  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
-  uint8_t* digits = call.digits + row * call.stride;
-  const int64_t plane = call.count * call.stride;
-  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
-    const Digits24 number = digits_of(good && k < call.dim ? static_cast<int>(rint(unit(k) * inverse)) : 0);
-    digits[k] = static_cast<uint8_t>(number.high + 128);
-    digits[plane + k] = static_cast<uint8_t>(number.middle + 128);
-    digits[2 * plane + k] = static_cast<uint8_t>(number.low + 128);
-  }
-  if (threadIdx.x == 0) call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
-}
 
 struct RefineCall {
   double* gaps;                // (batch, count)
@@ -88,9 +59,9 @@ static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCal
   const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const double base = squares + r * r;
   if (!(r > 0) || !isfinite(base) || !isfinite(nearest.gap)) return;  // the weights make a row of NaN of it
-  const Kernel<float> kernel(base, r, total_dim);
+  const WeightFunction<float> function(base, r, total_dim);
   const double slack = kGapSlack * deviation(nearest.charge);
-  const double limit = nearest.gap + slack + kernel.gap_of(weight_cut<float>(call.count) - 1) + slack;  // the nearest may err too
+  const double limit = nearest.gap + slack + function.gap_of(weight_cut<float>(call.count) - 1) + slack;  // the nearest may err too
   const auto may_weigh = [&](int64_t j) { return gaps[j] - kGapSlack * deviation(j) <= limit; };
   double candidates = 0, worst = 0;
   for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads)
@@ -100,7 +71,7 @@ static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCal
     }
   candidates = block_reduce<kWeightThreads>(candidates, Sum{}, shared.slots);
   worst = block_reduce<kWeightThreads>(worst, Maximum{}, shared.slots);
-  const double error = (worst + slack / kGapSlack) * kernel.power * kernel.inverse_base;
+  const double error = (worst + slack / kGapSlack) * function.power * function.inverse_base;
   if (candidates < 2 || (candidates > kFewCharges && error <= kSpreadDeviation)) return;
 
   // A warp a candidate. The nearest keeps its gap, so that all gaps stay distances up to one constant.

@@ -8,20 +8,20 @@
 #pragma once
 
 #include "../device.h"
-#include "combine.cuh"
+#include "finish.cuh"
 #include "weights.cuh"
 
 namespace pfgm {
 
-constexpr int kPlaneThreads = 512;
-constexpr int kPlaneWarps = kPlaneThreads / kWarp;
-constexpr int kPlaneTile = 512;  // charges
+constexpr int kSmallNThreads = 512;
+constexpr int kSmallNWarps = kSmallNThreads / kWarp;
+constexpr int kSmallNTile = 512;  // charges
 template <class T>
-constexpr int kPlaneLargest = sizeof(T) == 4 ? 16 : 4;  // what fits into registers
+constexpr int kSmallNLargest = sizeof(T) == 4 ? 16 : 4;  // what fits into registers
 
 template <class T, class C>
-struct PlaneCall {
-  Wanted wanted;
+struct SmallNCall {
+  FieldOp op;
   const T* x;                 // (batch, dim)
   const T* r;                 // (batch)
   const T* r_next;            // (batch), step
@@ -30,34 +30,34 @@ struct PlaneCall {
   int64_t batch, count, dim;  // dim ≤ kDim
   T divisor, offset;
   double aug_dim;
-  T* vector;    // (batch, dim), or null
+  T* out;    // (batch, dim), or null
   double* lse;  // (batch), or null
 };
 
 template <class T, int kDim>
-struct PlaneShared {
+struct SmallNShared {
   union {
     struct {
-      T charge[kPlaneTile][kDim];
-      T log_weight[kPlaneTile];
+      T charge[kSmallNTile][kDim];
+      T log_weight[kSmallNTile];
     };
-    T merge[kPlaneWarps][kDim + 2][kWarp];  // sums, total, largest
+    T merge[kSmallNWarps][kDim + 2][kWarp];  // sums, total, largest
   };
-  T nearest[kPlaneWarps][kWarp];
-  int64_t where[kPlaneWarps][kWarp];
+  T nearest[kSmallNWarps][kWarp];
+  int64_t where[kSmallNWarps][kWarp];
 };
 
 template <class T, class C, int kDim>
-__device__ __forceinline__ void load_charges(PlaneShared<T, kDim>& shared, const PlaneCall<T, C>& call, int64_t begin) {
+__device__ __forceinline__ void load_charges(SmallNShared<T, kDim>& shared, const SmallNCall<T, C>& call, int64_t begin) {
   __syncthreads();
-  for (int i = threadIdx.x; i < kPlaneTile * kDim; i += kPlaneThreads) {
+  for (int i = threadIdx.x; i < kSmallNTile * kDim; i += kSmallNThreads) {
     const int64_t charge = begin + i / kDim;
     const int k = i % kDim;
     shared.charge[i / kDim][k] = charge < call.count && k < call.dim
                                      ? decode(call.charges[charge * call.dim + k], call.divisor, call.offset)
                                      : T(0);
   }
-  for (int i = threadIdx.x; i < kPlaneTile; i += kPlaneThreads)
+  for (int i = threadIdx.x; i < kSmallNTile; i += kSmallNThreads)
     shared.log_weight[i] = call.log_weights && begin + i < call.count ? static_cast<T>(call.log_weights[begin + i]) : T(0);
   __syncthreads();
 }
@@ -74,8 +74,8 @@ __device__ __forceinline__ T squared_distance(const T (&y)[kDim], const T (&x)[k
 }
 
 template <class T, class C, int kDim>
-__global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C> call) {
-  PlaneShared<T, kDim>& shared = shared_memory<PlaneShared<T, kDim>>();
+__global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T, C> call) {
+  SmallNShared<T, kDim>& shared = shared_memory<SmallNShared<T, kDim>>();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarp + lane;
   const bool inside = row < call.batch;
@@ -85,11 +85,11 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
 
   T nearest = std::numeric_limits<T>::infinity();
   int64_t where = 0;
-  for (int64_t begin = 0; begin < call.count; begin += kPlaneTile) {
+  for (int64_t begin = 0; begin < call.count; begin += kSmallNTile) {
     load_charges(shared, call, begin);
-    const int stop = call.count - begin < kPlaneTile ? static_cast<int>(call.count - begin) : kPlaneTile;
+    const int stop = call.count - begin < kSmallNTile ? static_cast<int>(call.count - begin) : kSmallNTile;
 #pragma unroll 4
-    for (int j = warp; j < stop; j += kPlaneWarps) {
+    for (int j = warp; j < stop; j += kSmallNWarps) {
       const T squares = squared_distance(shared.charge[j], x);
       if (squares < nearest) {
         nearest = squares;
@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
   shared.nearest[warp][lane] = nearest;
   shared.where[warp][lane] = where;
   __syncthreads();
-  for (int w = 0; w < kPlaneWarps; ++w) {
+  for (int w = 0; w < kSmallNWarps; ++w) {
     const T other = shared.nearest[w][lane];
     const int64_t there = shared.where[w][lane];
     if (other < nearest || (other == nearest && there < where)) {
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
   const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const double base = static_cast<double>(nearest) + r * r;
   const bool good = r > 0 && isfinite(base);
-  const Kernel<T> kernel(base, r, total_dim);
-  const T power = static_cast<T>(kernel.power), inverse_base = static_cast<T>(kernel.inverse_base);
+  const WeightFunction<T> function(base, r, total_dim);
+  const T power = static_cast<T>(function.power), inverse_base = static_cast<T>(function.inverse_base);
   T anchor[kDim], sum[kDim];
 #pragma unroll
   for (int k = 0; k < kDim; ++k) {
@@ -122,14 +122,14 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
     sum[k] = 0;
   }
   T total = 0, largest = -std::numeric_limits<T>::infinity();
-  for (int64_t begin = 0; begin < call.count; begin += kPlaneTile) {
+  for (int64_t begin = 0; begin < call.count; begin += kSmallNTile) {
     load_charges(shared, call, begin);
-    const int stop = call.count - begin < kPlaneTile ? static_cast<int>(call.count - begin) : kPlaneTile;
+    const int stop = call.count - begin < kSmallNTile ? static_cast<int>(call.count - begin) : kSmallNTile;
     T tile_sum[kDim] = {}, tile_total = 0;  // a tile at a time: the rounding error does not grow with the number of charges
 #pragma unroll 2
-    for (int j = warp; j < stop; j += kPlaneWarps) {
+    for (int j = warp; j < stop; j += kSmallNWarps) {
       const T ratio = (squared_distance(shared.charge[j], x) - nearest) * inverse_base;
-      const T exponent = shared.log_weight[j] - power * (kernel.gaussian ? ratio : log_one_plus(ratio));
+      const T exponent = shared.log_weight[j] - power * (function.gaussian ? ratio : log_one_plus(ratio));
       if (exponent > largest) {
         const T shrink = exponential(largest - exponent);
         largest = exponent;
@@ -159,31 +159,31 @@ __global__ void __launch_bounds__(kPlaneThreads, 1) plane_kernel(PlaneCall<T, C>
 
   // Warp w writes columns w, w + 16, ... of all 32 queries; warp 0 the log-sum-exp.
   T top = shared.merge[0][kDim + 1][lane];
-  for (int w = 1; w < kPlaneWarps; ++w) top = shared.merge[w][kDim + 1][lane] > top ? shared.merge[w][kDim + 1][lane] : top;
+  for (int w = 1; w < kSmallNWarps; ++w) top = shared.merge[w][kDim + 1][lane] > top ? shared.merge[w][kDim + 1][lane] : top;
   double all = 0;
-  for (int w = 0; w < kPlaneWarps; ++w)
+  for (int w = 0; w < kSmallNWarps; ++w)
     all += static_cast<double>(shared.merge[w][kDim][lane]) * static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
   const T nan = std::numeric_limits<T>::quiet_NaN();
-  if (call.vector && inside) {
-    for (int k = warp; k < call.dim; k += kPlaneWarps) {
+  if (call.out && inside) {
+    for (int k = warp; k < call.dim; k += kSmallNWarps) {
       double merged = 0;
-      for (int w = 0; w < kPlaneWarps; ++w)
+      for (int w = 0; w < kSmallNWarps; ++w)
         merged += static_cast<double>(shared.merge[w][k][lane]) * static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
       const T here = call.x[row * call.dim + k], y = decode(call.charges[where * call.dim + k], call.divisor, call.offset);
       const T r_next = call.r_next ? call.r_next[row] : T(0);
-      const T out = field_output(call.wanted, here, y, static_cast<T>(merged / all), static_cast<T>(r), r_next);
-      call.vector[row * call.dim + k] = good ? out : nan;
+      const T out = field_output(call.op, here, y, static_cast<T>(merged / all), static_cast<T>(r), r_next);
+      call.out[row * call.dim + k] = good ? out : nan;
     }
   }
   if (call.lse && inside && warp == 0) {
     const double sum_of_all = static_cast<double>(top) + log(all);
-    call.lse[row] = good ? sum_of_all + log_kernel(static_cast<double>(nearest), r, total_dim) : std::numeric_limits<double>::quiet_NaN();
+    call.lse[row] = good ? sum_of_all + anchor_log_weight(static_cast<double>(nearest), r, total_dim) : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
 template <int kDim, class T, class C>
-void launch_plane(const PlaneCall<T, C>& call, Stream stream) {
-  launch(plane_kernel<T, C, kDim>, ceil_div<int64_t>(call.batch, kWarp), kPlaneThreads, sizeof(PlaneShared<T, kDim>), stream, call);
+void launch_small_n(const SmallNCall<T, C>& call, Stream stream) {
+  launch<small_n_kernel<T, C, kDim>>(ceil_div<int64_t>(call.batch, kWarp), kSmallNThreads, sizeof(SmallNShared<T, kDim>), stream, call);
 }
 
 }  // namespace pfgm

@@ -25,6 +25,8 @@
 #include <ucontext.h>
 #include <vector>
 
+#include "runtime.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -35,7 +37,6 @@
 
 namespace pfgm::emulate {
 
-constexpr int kMultiprocessors = 3;  // few, so that small shapes take several waves, and odd
 constexpr size_t kStack = 256 * 1024;
 constexpr size_t kCanary = 256;
 constexpr int kLanes = 32;
@@ -58,12 +59,12 @@ struct Fiber {
   Index index;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> pending;
-  bool fenced = false;  // host/hopper.h: matrix instructions of a warpgroup
+  bool fenced = false;  // tests/cuda_host/hopper.h: matrix instructions of a warpgroup
   std::vector<std::function<void()>> open_products;
   std::vector<std::vector<std::function<void()>>> products;  // committed, oldest first
 };
 
-/// A barrier in shared memory that counts arrivals and bytes (host/hopper.h).
+/// A barrier in shared memory that counts arrivals and bytes (tests/cuda_host/hopper.h).
 struct BarrierState {
   struct Load {
     int64_t bytes;
@@ -251,16 +252,19 @@ inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
     if (*at != 0xff) throw std::logic_error("a kernel wrote behind its shared memory");
 }
 
-/// Run all blocks of a launch, one after another.
-template <class Body>
-void run(int64_t blocks, int threads, size_t shared, Body body) {
-  if (threads < 1 || threads > 1024 || threads % kLanes != 0) throw std::logic_error("a block must have 32 to 1024 threads");
-  if (shared > 227 * 1024) throw std::logic_error("too much shared memory");
+/// The order of a launch's blocks: as that of threads between barriers, so that a result that depends on it shows.
+inline std::vector<int> block_order(int64_t blocks) { return order(static_cast<int>(blocks), blocks); }
+
+/// Check a launch, then run all its blocks, one after another.
+template <class Kernel, class Body>
+void launch(Kernel kernel, const char* name, int64_t blocks, int threads, size_t shared, const StreamOf* stream, Body body) {
+  check_launch(name, reinterpret_cast<const void*>(kernel), blocks, threads, shared, stream);
+  if (runtime().dry) return;
   Block& b = block();
   b.body = body;
   b.block_size = {static_cast<unsigned>(threads), 1, 1};
   b.grid_size = {static_cast<unsigned>(blocks), 1, 1};
-  for (int64_t i = 0; i < blocks; ++i) {
+  for (const int i : block_order(blocks)) {
     b.block_index = {static_cast<unsigned>(i), 0, 0};
     run_block(b, threads, shared, i);
   }

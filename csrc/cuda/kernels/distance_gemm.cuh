@@ -5,102 +5,21 @@
 // combined in int64, and only then scaled in double. So the result depends on no tiling, and errs as if x had been rounded to
 // 2^-24 of its row's largest element.
 //
-// Float charges go the same way (kernels/float_digits.cuh): a charge's 24 bits are three rows of bytes, each multiplied in turn and
+// Float charges go the same way (kernels/refine.cuh): a charge's 24 bits are three rows of bytes, each multiplied in turn and
 // added to the gaps; the byte of a signed digit is the digit + 128, and 128 times the query's digits' sum is taken off again.
 //
-// digit_kernel: one block a query; reads x three times, writes 3 bytes an element.
-// gram_kernel: a tile of charges × queries × digits a block, operands through kStages of 64-byte depth by cp.async, ldmatrix from
+// distance_gemm_kernel: a tile of charges × queries × digits a block, operands through kStages of 64-byte depth by cp.async, ldmatrix from
 // a swizzled layout, mma.m16n8k32; a warp has one digit, and the digits meet in shared memory at the end.
 // Cost: 2 integer operations a (pair, element, digit) on tensor cores; a charge is read ⌈B/queries⌉ times, a digit ⌈M/charges⌉
 // times (from L2); writes 8 bytes a pair, or 4 with one digit.
 #pragma once
 
+#include "split_digits.cuh"
 #include "tensor_core.cuh"
 
 namespace pfgm {
 
-constexpr int kDigitThreads = 256;
-constexpr double kDigitLargest = 127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
-
-template <class T>
-struct DigitCall {
-  const T* x;       // (batch, dim)
-  const T* center;  // (dim)
-  double divisor;
-  int64_t batch, dim, stride;  // stride: of a row of digits, zeros behind dim
-  int8_t* digits;    // (3, batch, stride), the most significant first
-  double* scale;     // (batch): s_i; NaN where x is not finite
-  double* residual;  // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
-  double* norm;      // (batch): ‖X‖, or null
-  int* sums;         // (3, batch): Σ_k of each digit, or null
-  int* counters;     // two, set to 0 for the kernels behind
-};
-
-struct DigitShared {
-  double slots[kDigitThreads / kWarp];
-};
-
-struct MaximumOrNaN {
-  __device__ double operator()(double a, double b) const { return b > a || b != b ? b : a; }
-};
-
-struct Digits24 {
-  int8_t high, middle, low;
-};
-/// The signed digits of a whole number of at most kDigitLargest.
-__device__ __forceinline__ Digits24 digits_of(int number) {
-  const int8_t low = static_cast<int8_t>(number), middle = static_cast<int8_t>((number - low) / 256);
-  return {static_cast<int8_t>(((number - low) / 256 - middle) / 256), middle, low};
-}
-
-template <class T>
-__global__ void __launch_bounds__(kDigitThreads) digit_kernel(DigitCall<T> call) {
-  DigitShared& shared = shared_memory<DigitShared>();
-  const int64_t row = blockIdx.x;
-  const T* x = call.x + row * call.dim;
-  const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
-  double largest = 0, squares = 0;
-  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
-    const double value = unit(k);
-    largest = MaximumOrNaN{}(largest, fabs(value));
-    squares += value * value;
-  }
-  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
-  const bool good = isfinite(largest);
-  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
-  const int64_t plane = call.batch * call.stride;
-  double residual = 0, sums[kDigits] = {};
-  int8_t* digits = call.digits + row * call.stride;
-  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
-    const bool inside = k < call.dim;
-    const Digits24 number = digits_of(good && inside ? static_cast<int>(rint(unit(k) * inverse)) : 0);
-    const double left = inside ? unit(k) - scale * 65536 * number.high : 0.0;
-    residual += left * left;
-    digits[k] = number.high;
-    digits[plane + k] = number.middle;
-    digits[2 * plane + k] = number.low;
-    sums[0] += number.high;
-    sums[1] += number.middle;
-    sums[2] += number.low;
-  }
-  residual = block_reduce<kDigitThreads>(residual, Sum{}, shared.slots);
-  if (call.norm) {
-    squares = block_reduce<kDigitThreads>(squares, Sum{}, shared.slots);
-    if (threadIdx.x == 0) call.norm[row] = sqrt(squares);
-  }
-  if (call.sums)
-    for (int digit = 0; digit < kDigits; ++digit) {
-      const double sum = block_reduce<kDigitThreads>(sums[digit], Sum{}, shared.slots);  // whole numbers: exact
-      if (threadIdx.x == 0) call.sums[digit * call.batch + row] = static_cast<int>(sum);
-    }
-  if (threadIdx.x == 0) {
-    call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
-    call.residual[row] = sqrt(residual);
-    if (row == 0) call.counters[0] = call.counters[1] = 0;
-  }
-}
-
-struct GramCall {
+struct DistanceGemmCall {
   const uint8_t* charges;  // (count, dim)
   const int8_t* digits;    // (3, batch, dim)
   const double* scale;     // (batch)
@@ -121,14 +40,14 @@ struct GramCall {
 
 /// What a tile makes of its sums: gaps, from all or the first of the digits; products with the first digit as they are; or gaps for
 /// a list of queries, from these products and the other digits.
-enum class GramOutput { kGaps, kFirst, kRest };
+enum class GemmOutput { kGaps, kFirst, kRest };
 
 /// A block's tile. A warp has one digit and a rectangle of the tile, whose sums fit into its registers.
-template <GramOutput kOutputOfTile, int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges,
+template <GemmOutput kOutputOfTile, int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges,
           int kWarpsAlongQueries, int kStagesOfTile>
-struct GramTile {
-  static constexpr GramOutput kOutput = kOutputOfTile;
-  static constexpr bool kOfList = kOutput == GramOutput::kRest;
+struct GemmTile {
+  static constexpr GemmOutput kOutput = kOutputOfTile;
+  static constexpr bool kOfList = kOutput == GemmOutput::kRest;
   static constexpr int kDigitsServed = kDigitsOfTile, kFirstDigit = kOfList ? 1 : 0;
   static constexpr int kCharges = kChargesOfTile, kQueries = kQueriesOfTile, kStages = kStagesOfTile;
   static constexpr int kWarpsC = kWarpsAlongCharges, kWarpsQ = kWarpsAlongQueries, kWarps = kDigitsServed * kWarpsC * kWarpsQ;
@@ -143,17 +62,17 @@ struct GramTile {
   };
   static_assert(sizeof(Shared) <= 99 * 1024);  // what every device since sm_80 has
 };
-using WideGram = GramTile<GramOutput::kGaps, 3, 128, 128, 4, 1, 3>;
-using NarrowGram = GramTile<GramOutput::kGaps, 3, 64, 64, 2, 2, 4>;
-using SlimGram = GramTile<GramOutput::kGaps, 3, 128, 16, 4, 1, 4>;
-using TwoDigitGram = GramTile<GramOutput::kGaps, 2, 128, 128, 4, 1, 4>;
-using OneDigitGram = GramTile<GramOutput::kGaps, 1, 128, 128, 4, 2, 4>;
-using FirstGram = GramTile<GramOutput::kFirst, 1, 128, 128, 4, 2, 4>;
-using FirstWideGram = GramTile<GramOutput::kFirst, 1, 128, 256, 4, 2, 4>;
-using RestGram = GramTile<GramOutput::kRest, 2, 128, 64, 4, 1, 4>;
+using WideTile = GemmTile<GemmOutput::kGaps, 3, 128, 128, 4, 1, 3>;
+using NarrowTile = GemmTile<GemmOutput::kGaps, 3, 64, 64, 2, 2, 4>;
+using SlimTile = GemmTile<GemmOutput::kGaps, 3, 128, 16, 4, 1, 4>;
+using TwoDigitTile = GemmTile<GemmOutput::kGaps, 2, 128, 128, 4, 1, 4>;
+using OneDigitTile = GemmTile<GemmOutput::kGaps, 1, 128, 128, 4, 2, 4>;
+using FirstTile = GemmTile<GemmOutput::kFirst, 1, 128, 128, 4, 2, 4>;
+using FirstWideTile = GemmTile<GemmOutput::kFirst, 1, 128, 256, 4, 2, 4>;
+using RestTile = GemmTile<GemmOutput::kRest, 2, 128, 64, 4, 1, 4>;
 
 /// Into the gaps: −2 X·b of a query and a charge, or what one digit of a float charge adds to it; the norm with the first.
-__device__ __forceinline__ void add_gap(const GramCall& call, int64_t split, int64_t query, int64_t charge, double product) {
+__device__ __forceinline__ void add_gap(const DistanceGemmCall& call, int64_t split, int64_t query, int64_t charge, double product) {
   double value = -2.0 * call.scale[query] * product;
   if (call.charge_scale) value *= call.charge_scale[charge] * (call.charge_digit == 0 ? 65536.0 : call.charge_digit == 1 ? 256.0 : 1.0);
   if (split == 0 && call.charge_digit == 0) value += call.divisor * call.divisor * call.sq_norms[charge];
@@ -163,7 +82,7 @@ __device__ __forceinline__ void add_gap(const GramCall& call, int64_t split, int
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
+__global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceGemmCall call) {
   typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
   const int64_t batch = Tile::kOfList ? *call.open_count : call.batch;
   const int64_t query_tiles = ceil_div<int64_t>(call.batch, Tile::kQueries);
@@ -268,7 +187,7 @@ __global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
       const int64_t place = query_begin + slice_begin + q, charge = charge_begin + c;
       if (place >= batch || charge >= call.count) continue;
       const int64_t query = Tile::kOfList ? call.open[place] : place;
-      if constexpr (Tile::kOutput == GramOutput::kFirst) {
+      if constexpr (Tile::kOutput == GemmOutput::kFirst) {
         call.leading[query * call.count + charge] = shared.meet[0][q][c];
       } else {
         int64_t product = Tile::kOfList ? call.leading[query * call.count + charge] : 0;
@@ -286,14 +205,14 @@ __global__ void __launch_bounds__(Tile::kThreads) gram_kernel(GramCall call) {
 }
 
 template <class Tile>
-int64_t gram_tiles(int64_t batch, int64_t count) {
+int64_t gemm_tiles(int64_t batch, int64_t count) {
   return ceil_div<int64_t>(batch, Tile::kQueries) * ceil_div<int64_t>(count, Tile::kCharges);
 }
 
 /// Parts of N: at least what int32 asks for, and so many that the last wave of blocks (two fit on a multiprocessor) is full.
 template <class Tile>
-int64_t gram_splits(int64_t batch, int64_t count, int64_t dim) {
-  const int64_t least = ceil_div<int64_t>(dim, kLongestSum), tiles = gram_tiles<Tile>(batch, count), slots = 2 * multiprocessors();
+int64_t gemm_splits(int64_t batch, int64_t count, int64_t dim) {
+  const int64_t least = ceil_div<int64_t>(dim, kLongestSum), tiles = gemm_tiles<Tile>(batch, count), slots = 2 * multiprocessors();
   int64_t best = least;
   double fullest = 0;
   for (int64_t splits = least; splits <= least + 3 && (splits == least || dim / splits >= 1024); ++splits) {
@@ -308,8 +227,8 @@ int64_t gram_splits(int64_t batch, int64_t count, int64_t dim) {
 }
 
 template <class Tile>
-void launch_gram(const GramCall& call, Stream stream) {
-  launch(gram_kernel<Tile>, gram_tiles<Tile>(call.batch, call.count) * call.splits, Tile::kThreads, sizeof(typename Tile::Shared),
+void launch_distance_gemm(const DistanceGemmCall& call, Stream stream) {
+  launch<distance_gemm_kernel<Tile>>(gemm_tiles<Tile>(call.batch, call.count) * call.splits, Tile::kThreads, sizeof(typename Tile::Shared),
          stream, call);
 }
 

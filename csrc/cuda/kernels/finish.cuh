@@ -1,0 +1,137 @@
+// The last stage: a row's sums become an operator's outputs.
+//
+// finish_kernel: after weighted_difference; adds the splits in double. One thread an element; reads (splits × sets) partial sums.
+// byte_finish_kernel: after weighted_sum; dense rows from whole numbers, sparse rows from their support by direct differences.
+#pragma once
+
+#include "../device.h"
+#include "../field.h"
+#include "weights.cuh"
+
+namespace pfgm {
+
+template <class T, class C>
+struct FinishCall {
+  FieldOp op;
+  const T* x;             // (batch, dim)
+  const T* r;             // (batch)
+  const T* r_next;        // (batch), step
+  const C* charges;       // (count, dim)
+  const RowState* state;  // (batch)
+  const T* partial;       // (splits, sets, batch, dim)
+  int64_t batch, dim, splits, sets;
+  T divisor, offset;
+  T* out;    // (batch, dim)
+  T* gradient;  // (batch, dim), score
+};
+
+constexpr int kFinishThreads = 256;
+
+/// An operator's result at one element. `sum` is Σ w (y − y_a)/Σ w.
+template <class T>
+__device__ __forceinline__ T field_output(FieldOp op, T x, T y, T sum, T r, T r_next) {
+  switch (op) {
+    case FieldOp::kPosteriorMean: return y + sum;
+    case FieldOp::kFieldStep: return x + (r_next - r) / r * ((x - y) - sum);
+    default: return (x - y) - sum;
+  }
+}
+
+template <class T, class C>
+__global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C> call) {
+  const int64_t tiles = ceil_div<int64_t>(call.dim, kFinishThreads);
+  const int64_t row = blockIdx.x / tiles, column = blockIdx.x % tiles * kFinishThreads + threadIdx.x;
+  if (column >= call.dim) return;
+  const RowState state = call.state[row];
+  const int64_t at = row * call.dim + column, set = call.batch * call.dim;
+  const auto merged = [&](int64_t which) {
+    double sum = 0;
+    for (int64_t s = 0; s < call.splits; ++s) sum += static_cast<double>(call.partial[(s * call.sets + which) * set + at]);
+    return sum / state.total;
+  };
+  const T x = call.x[at], y = decode(call.charges[state.anchor * call.dim + column], call.divisor, call.offset);
+  const double sum = merged(0), share = state.rate_total / state.total;
+  if (call.op == FieldOp::kSecondMoment) {
+    call.out[at] = static_cast<T>(sum + (static_cast<double>(y) - static_cast<double>(x)) * share);
+    return;
+  }
+  const T r = call.r[row], r_next = call.r_next ? call.r_next[row] : T(0);
+  call.out[at] = field_output(call.op, x, y, static_cast<T>(sum), r, r_next);
+  if (call.gradient) call.gradient[at] = static_cast<T>(merged(1) + (static_cast<double>(y) - static_cast<double>(x)) * share);
+}
+
+template <class T, class C>
+void launch_finish(const FinishCall<T, C>& call, Stream stream) {
+  launch<finish_kernel<T, C>>(call.batch * ceil_div<int64_t>(call.dim, kFinishThreads), kFinishThreads, 0, stream, call);
+}
+
+struct ByteFinishCall {
+  FieldOp op;
+  const float* x;          // (batch, dim)
+  const float* r;          // (batch)
+  const float* r_next;     // (batch), step
+  const uint8_t* charges;  // (count, dim)
+  const RowState* state;   // (batch)
+  WeightDigits weight_digits;
+  const int64_t* partial;  // (splits, batch, dim)
+  int64_t batch, dim, splits;
+  float divisor, offset;
+  float* out;  // (batch, dim)
+};
+
+constexpr int kByteFinishThreads = 128;
+constexpr int kByteFinishColumns = 4 * kByteFinishThreads;
+
+/// Block `i` serves the i-th query. A dense one's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w (y − y_a) by differences.
+static __global__ void __launch_bounds__(kByteFinishThreads) byte_finish_kernel(ByteFinishCall call) {
+  const int64_t tiles = ceil_div<int64_t>(call.dim, kByteFinishColumns);
+  const int64_t slot = blockIdx.x / tiles % call.batch;
+  const bool dense_grid = blockIdx.x >= tiles * call.batch;  // the second half of the grid: dense queries by their slots
+  const int dense = *call.weight_digits.dense;
+  if (dense_grid && slot >= dense) return;
+  const int64_t row = dense_grid ? call.weight_digits.queries[slot] : slot;
+  const RowState state = call.state[row];
+  if (!dense_grid && state.used > kListed) return;
+  const int64_t column = blockIdx.x % tiles * kByteFinishColumns + 4 * threadIdx.x;
+  if (column >= call.dim) return;
+  using Four = Vector<uint8_t, 4>;
+  const Four near = load<uint8_t, 4>(call.charges + state.anchor * call.dim + column);
+  float anchor[4];
+  double sum[4];
+#pragma unroll
+  for (int c = 0; c < 4; ++c) anchor[c] = decode(near.at[c], call.divisor, call.offset);
+  if (dense_grid) {
+    int64_t whole[4] = {};
+    for (int64_t s = 0; s < call.splits; ++s)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) whole[c] += call.partial[(s * call.batch + slot) * call.dim + column + c];
+    const double unit = 1.0 / (kPackedOne * static_cast<double>(call.divisor) * state.total);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum[c] = static_cast<double>(whole[c] - near.at[c] * state.packed) * unit;
+  } else {
+    float together[4] = {};
+    for (int at = 0; at < state.used; ++at) {
+      const float weight = call.weight_digits.weight[row * kListed + at];
+      const Four bytes = load<uint8_t, 4>(call.charges + call.weight_digits.charge[row * kListed + at] * call.dim + column);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) together[c] += weight * (decode(bytes.at[c], call.divisor, call.offset) - anchor[c]);
+    }
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum[c] = together[c] / state.total;
+  }
+  const float r = call.r[row], r_next = call.r_next ? call.r_next[row] : 0.0f;
+  const auto x = load<float, 4>(call.x + row * call.dim + column);
+  Vector<float, 4> out;
+#pragma unroll
+  for (int c = 0; c < 4; ++c) {
+    out.at[c] = field_output(call.op, x.at[c], anchor[c], static_cast<float>(sum[c]), r, r_next);
+    if (state.total != state.total) out.at[c] = std::numeric_limits<float>::quiet_NaN();
+  }
+  *reinterpret_cast<Vector<float, 4>*>(call.out + row * call.dim + column) = out;
+}
+
+inline void launch_byte_finish(const ByteFinishCall& call, Stream stream) {
+  launch<byte_finish_kernel>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns), kByteFinishThreads, 0, stream, call);
+}
+
+}  // namespace pfgm

@@ -1,0 +1,126 @@
+// Numbers as digits (Ozaki's scheme): X = s Q, s one number a row, Q whole numbers of 24 bits in three signed digits of 8,
+// Q = 2^16 d1 + 2^8 d2 + d3, so that integer tensor cores multiply them without an error.
+//
+// split_digits_kernel: one block a query; reads x three times, writes 3 bytes an element.
+// split_charge_digits_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3: digit + 128.
+#pragma once
+
+#include "../device.h"
+
+namespace pfgm {
+
+constexpr int kDigits = 3;  // of 8 bits
+
+constexpr int kDigitThreads = 256;
+constexpr double kDigitLargest = 127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
+
+template <class T>
+struct DigitCall {
+  const T* x;       // (batch, dim)
+  const T* center;  // (dim)
+  double divisor;
+  int64_t batch, dim, stride;  // stride: of a row of digits, zeros behind dim
+  int8_t* digits;    // (3, batch, stride), the most significant first
+  double* scale;     // (batch): s_i; NaN where x is not finite
+  double* residual;  // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
+  double* norm;      // (batch): ‖X‖, or null
+  int* sums;         // (3, batch): Σ_k of each digit, or null
+  int* counters;     // two, set to 0 for the kernels behind
+};
+
+struct DigitShared {
+  double slots[kDigitThreads / kWarp];
+};
+
+struct MaximumOrNaN {
+  __device__ double operator()(double a, double b) const { return b > a || b != b ? b : a; }
+};
+
+struct Digits24 {
+  int8_t high, middle, low;
+};
+/// The signed digits of a whole number of at most kDigitLargest.
+__device__ __forceinline__ Digits24 digits_of(int number) {
+  const int8_t low = static_cast<int8_t>(number), middle = static_cast<int8_t>((number - low) / 256);
+  return {static_cast<int8_t>(((number - low) / 256 - middle) / 256), middle, low};
+}
+
+template <class T>
+__global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T> call) {
+  DigitShared& shared = shared_memory<DigitShared>();
+  const int64_t row = blockIdx.x;
+  const T* x = call.x + row * call.dim;
+  const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
+  double largest = 0, squares = 0;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
+    const double value = unit(k);
+    largest = MaximumOrNaN{}(largest, fabs(value));
+    squares += value * value;
+  }
+  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
+  const bool good = isfinite(largest);
+  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
+  const int64_t digit_pitch = call.batch * call.stride;
+  double residual = 0, sums[kDigits] = {};
+  int8_t* digits = call.digits + row * call.stride;
+  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
+    const bool inside = k < call.dim;
+    const Digits24 number = digits_of(good && inside ? static_cast<int>(rint(unit(k) * inverse)) : 0);
+    const double left = inside ? unit(k) - scale * 65536 * number.high : 0.0;
+    residual += left * left;
+    digits[k] = number.high;
+    digits[digit_pitch + k] = number.middle;
+    digits[2 * digit_pitch + k] = number.low;
+    sums[0] += number.high;
+    sums[1] += number.middle;
+    sums[2] += number.low;
+  }
+  residual = block_reduce<kDigitThreads>(residual, Sum{}, shared.slots);
+  if (call.norm) {
+    squares = block_reduce<kDigitThreads>(squares, Sum{}, shared.slots);
+    if (threadIdx.x == 0) call.norm[row] = sqrt(squares);
+  }
+  if (call.sums)
+    for (int digit = 0; digit < kDigits; ++digit) {
+      const double sum = block_reduce<kDigitThreads>(sums[digit], Sum{}, shared.slots);  // whole numbers: exact
+      if (threadIdx.x == 0) call.sums[digit * call.batch + row] = static_cast<int>(sum);
+    }
+  if (threadIdx.x == 0) {
+    call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
+    call.residual[row] = sqrt(residual);
+    if (row == 0) call.counters[0] = call.counters[1] = 0;
+  }
+}
+
+template <class T>
+struct ChargeDigitCall {
+  const T* charges;  // (count, dim)
+  const T* center;   // (dim)
+  int64_t count, dim, stride;
+  uint8_t* digits;  // (3, count, stride), the most significant first
+  double* scale;    // (count)
+};
+
+template <class T>
+__global__ void __launch_bounds__(kDigitThreads) split_charge_digits_kernel(ChargeDigitCall<T> call) {
+  DigitShared& shared = shared_memory<DigitShared>();
+  const int64_t row = blockIdx.x;
+  const T* y = call.charges + row * call.dim;
+  const auto unit = [&](int64_t k) { return static_cast<double>(y[k]) - static_cast<double>(call.center[k]); };
+  double largest = 0;
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
+  largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
+  const bool good = isfinite(largest);
+  const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;
+  uint8_t* digits = call.digits + row * call.stride;
+  const int64_t digit_pitch = call.count * call.stride;
+  for (int64_t k = threadIdx.x; k < call.stride; k += kDigitThreads) {
+    const Digits24 number = digits_of(good && k < call.dim ? static_cast<int>(rint(unit(k) * inverse)) : 0);
+    digits[k] = static_cast<uint8_t>(number.high + 128);
+    digits[digit_pitch + k] = static_cast<uint8_t>(number.middle + 128);
+    digits[2 * digit_pitch + k] = static_cast<uint8_t>(number.low + 128);
+  }
+  if (threadIdx.x == 0) call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
+}
+
+}  // namespace pfgm
