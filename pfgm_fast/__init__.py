@@ -1,5 +1,6 @@
 """pfgm_fast: the exact empirical Poisson field of a whole data set, and the PFGM pipeline around it."""
 
+from pfgm_fast import _command  # noqa: F401, I001 - first: what follows takes seconds
 from pfgm_fast import plots
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges

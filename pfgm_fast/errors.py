@@ -25,3 +25,7 @@ class CheckpointError(PfgmError, RuntimeError):
 
 class SolverError(PfgmError, RuntimeError):
     """An adaptive solver cannot go on; the message says where and what may help."""
+
+
+class NonFiniteError(PfgmError, ArithmeticError):
+    """A training or a sampler gave numbers that are not finite; the message says where, and what to do."""

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pfgm_fast._version import __version__
-from pfgm_fast.cli import bench, compare, demo, evaluate, info, sample, study, train
-from pfgm_fast.errors import PfgmError
+from pfgm_fast.cli import bench, compare, console, demo, evaluate, info, sample, study, train
 
 COMMANDS = (demo, train, sample, evaluate, compare, study, bench, info)
 
@@ -25,7 +24,7 @@ examples
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    top = console.Parser(
         prog="pfgm-fast",
         description="Poisson Flow Generative Models: exact fields of whole data sets, training, sampling, study.",
         epilog=EPILOG,
@@ -39,16 +38,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit status: 0, 2 for bad arguments or files (one line on stderr), 130 when interrupted."""
-    options = parser().parse_args(arguments)
+    """Run a command. Returns the exit status: 0; 2 for whatever went wrong, in one line on stderr; 130 when interrupted;
+    141 where the output's reader went away."""
+    console.any_encoding()
+    console.interruptible()
+    command = "pfgm-fast"
     try:
-        options.run(options)
-    except PfgmError as error:
-        print(f"pfgm-fast {options.command}: {error}", file=sys.stderr)
-        return 2
+        options = parser().parse_args(arguments)
+        command = f"pfgm-fast {options.command}"
+        with console.warnings_in_one_line(command):
+            options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return console.closed()
     except KeyboardInterrupt as error:
-        print(
-            f"pfgm-fast {options.command}: interrupted{f': {error}' if str(error) else ''}", file=sys.stderr
-        )
-        return 130
+        return console.interrupted(command, error)
+    except Exception as error:  # a user's mistake or ours: never a page of frames
+        return console.failed(command, error)
     return 0

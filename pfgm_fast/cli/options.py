@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 import torch
 
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.training import RunConfig, settings
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
@@ -35,9 +35,12 @@ def add_sampling(command: argparse.ArgumentParser, count: int, steps: int = 100)
 
 
 def positive(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"must be ≥ 1, not {value}")
+        raise argparse.ArgumentTypeError(f"must be a whole number ≥ 1, not {text!r}")
     return value
 
 
@@ -51,28 +54,6 @@ def device(options: argparse.Namespace) -> torch.device:
     return found
 
 
-def assignments(pairs: list[str]) -> dict[str, Any]:
-    """`a.b=value` strings → {"a": {"b": value}}; values are JSON, or else plain text."""
-    result: dict[str, Any] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise ArgumentError(f"--set takes name=value, such as train.lr=1e-4; got {pair!r}")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        place = result
-        *outer, last = name.split(".")
-        for key in outer:
-            place = place.setdefault(key, {})
-        place[last] = value
-    return result
-
-
-def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """base with changes laid over it, level by level."""
-    out = dict(base)
-    for key, value in changes.items():
-        out[key] = merged(out[key] or {}, value) if isinstance(value, dict) and key in out else value
-    return out
+def assignments(pairs: list[str], base: dict[str, Any] | None = None) -> dict[str, Any]:
+    """`a.b=value` strings → {"a": {"b": value}}, each value of its setting's type in `RunConfig`. base: what they are laid over."""
+    return settings.assignments(RunConfig, pairs, base)

@@ -66,7 +66,9 @@ class PFGM(Hyperparameters):
         Whatever is `given` stands.
         """
         squares = sum(float(charges.values(i, torch.float64).square().sum()) for i in charges.blocks())
-        m_exp = given.pop("m_exp", None) or cls.m_exp_rule(squares / len(charges), charges.dim, sigma, tau)
+        m_exp = given.pop("m_exp", None)
+        if m_exp is None:
+            m_exp = cls.m_exp_rule(squares / len(charges), charges.dim, sigma, tau)
         spread = sigma * (1 + tau) ** m_exp
         given.setdefault("z_max", math.sqrt(2 / math.pi) * spread)
         given.setdefault("upper_norm", max(2.0, math.sqrt(charges.dim) * spread))

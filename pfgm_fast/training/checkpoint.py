@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from pfgm_fast.nn import DDPMpp
 from pfgm_fast.training.config import RunConfig
 from pfgm_fast.training.files import beside, write_beside
 
+_NAME = re.compile(r"step-\d{7,}\.json")
 FORMAT = "pfgm_fast checkpoint, version 1"
 
 
@@ -75,6 +77,8 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, snapshot_every: int = 0) 
     """
     path = folder_of(run) / f"{_stem(checkpoint.step)}.safetensors"
     try:
+        # Of a checkpoint that stands there already the description goes first: it would be of other tensors.
+        path.with_suffix(".json").unlink(missing_ok=True)
         with beside(path) as partial:
             save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial)
         facts = {"format": FORMAT, "step": checkpoint.step, "sha256": _digest(path), **checkpoint.numbers}
@@ -84,12 +88,22 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, snapshot_every: int = 0) 
             f"the checkpoint of step {checkpoint.step} could not be written to {path.parent}: {error}; "
             "earlier checkpoints are untouched"
         ) from error
-    for old in available(run)[:-keep]:
+    # Later ones, of a run that went on from an earlier checkpoint because they were damaged, are no reason to remove this one.
+    for old in [p for p in available(run) if step_of(p) <= checkpoint.step][:-keep]:
         if snapshot_every and step_of(old) % snapshot_every == 0:
             continue
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink(missing_ok=True)
+    _sweep(run)
     return path
+
+
+def _sweep(run: Path) -> None:
+    """Remove what processes that were killed left: half-written files, tensors without a description."""
+    whole = set(available(run))
+    for left in [*folder_of(run).glob(".step-*.partial"), *folder_of(run).glob("step-*.safetensors")]:
+        if left not in whole:
+            left.unlink(missing_ok=True)
 
 
 def step_of(path: Path) -> int:
@@ -99,8 +113,8 @@ def step_of(path: Path) -> int:
 
 def available(run: Path) -> list[Path]:
     """Paths of the tensors of complete checkpoints, oldest first."""
-    found = sorted(folder_of(run).glob("step-*.json"))
-    return [path.with_suffix(".safetensors") for path in found]
+    found = (path for path in folder_of(run).glob("step-*.json") if _NAME.fullmatch(path.name))
+    return sorted((path.with_suffix(".safetensors") for path in found), key=step_of)
 
 
 def load(path: Path) -> Checkpoint:
@@ -111,7 +125,7 @@ def load(path: Path) -> Checkpoint:
     expected = "expected step-XXXXXXX.safetensors beside step-XXXXXXX.json, as `pfgm-fast train` writes them"
     facts_path = path.with_suffix(".json")
     try:
-        facts = json.loads(facts_path.read_text())
+        facts = json.loads(facts_path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{facts_path} is missing: {expected}") from None
     except (OSError, ValueError) as error:

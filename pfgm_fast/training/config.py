@@ -1,21 +1,27 @@
-"""RunConfig: everything that defines a run, as data; config.json of a run's folder."""
+"""RunConfig: everything that defines a run, as data; config.json of a run's folder (docs/runs.md)."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal
 
+from pfgm_fast.data import ImageSet, parse_size
 from pfgm_fast.errors import ArgumentError, CheckpointError
+from pfgm_fast.methods import METHODS, todays_names
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.training import settings
 from pfgm_fast.training.files import write_beside
 
-PRECISIONS = ("float32", "bfloat16")
-FORMAT = "pfgm_fast run, version 1"
-T = TypeVar("T")
+FORMAT = "pfgm_fast run, version 2"
+FORMATS = ("pfgm_fast run, version 1", FORMAT)
+"""What can be read; version 1 has no `dataset` and no `preset`."""
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -28,8 +34,12 @@ class TrainConfig:
     warm up as (1 + n)/(10 + n). precision: of the network under autocast. flip: the mirror images are data too.
     conditional: labels go into the network, and a query sees the charges of its class. field_charges: charges drawn for each
     update, beside the batch's own; None: the whole data set, always.
+    skip_nonfinite: updates whose loss or gradient is not finite are left out; more than this many in a row end the training
+    (0: the first one does).
     log_every, sample_every, checkpoint_every: in updates, 0 turns the first two off. keep: the newest checkpoints stay;
     snapshot_every: those of its multiples stay for good, beside them (0: none). tensorboard: metrics and grids go there too.
+
+    Raises: ArgumentError naming the setting, for a value of another type or outside its range.
     """
 
     steps: int = 1_300_000
@@ -41,12 +51,13 @@ class TrainConfig:
     ema: tuple[float, ...] = (0.9999,)
     seed: int = 0
     accumulate: int = 1
-    precision: str = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
     channels_last: bool = True
     compile: bool = False
     flip: bool = True
     conditional: bool = False
     field_charges: int | None = None
+    skip_nonfinite: int = 0
     log_every: int = 50
     sample_every: int = 5000
     checkpoint_every: int = 5000
@@ -55,16 +66,16 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ema", tuple(self.ema))
+        settings.check(self)
         for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep"):
-            _integer(name, getattr(self, name), 1)
-        for name in ("warmup", "log_every", "sample_every", "snapshot_every", "seed"):
-            _integer(name, getattr(self, name), 0)
+            _at_least(1, name, getattr(self, name))
+        for name in ("warmup", "log_every", "sample_every", "snapshot_every", "seed", "skip_nonfinite"):
+            _at_least(0, name, getattr(self, name))
         if self.field_charges is not None:
-            _integer("field_charges", self.field_charges, 1)
-        if not self.lr > 0 or self.clip < 0 or not 0 <= self.decay <= 1:
+            _at_least(1, "field_charges", self.field_charges)
+        if not (0 < self.lr < math.inf and self.clip >= 0 and 0 <= self.decay <= 1):
             raise ArgumentError(
-                f"lr must be > 0, clip ≥ 0, decay in [0, 1]; got {self.lr}, {self.clip}, {self.decay}"
+                f"lr must be > 0 and finite, clip ≥ 0, decay in [0, 1]; got {self.lr}, {self.clip}, {self.decay}"
             )
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
             raise ArgumentError(f"ema must hold rates in [0, 1), at least one; got {self.ema}")
@@ -72,29 +83,58 @@ class TrainConfig:
             raise ArgumentError(
                 f"batch {self.batch} cannot be split into {self.accumulate} equal parts (accumulate)"
             )
-        if self.precision not in PRECISIONS:
-            raise ArgumentError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
 
 
-def _integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ArgumentError(f"{name} must be an integer ≥ {least}; got {value!r}")
+def _at_least(least: int, name: str, value: int) -> None:
+    if not least <= value <= LARGEST:
+        raise ArgumentError(f"{name} must be an integer ≥ {least} and below 2^63; got {value!r}")
+
+
+def read_size(value: object) -> int | tuple[int, int]:
+    """ "N", "HxW", N or (H, W) → N where the image is square, else (H, W). Raises: ArgumentError."""
+    height, width = parse_size(value)
+    return height if height == width else (height, width)
+
+
+Size = Annotated[int | tuple[int, int] | None, settings.Spelling(read_size, "a size N or HxW, in pixels")]
+MethodSettings = Annotated[dict[str, Any] | None, settings.Variants(METHODS, "pfgm", update=todays_names)]
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """The data of a run: `ImageSet.digest` and `ImageSet.describe()`."""
+
+    digest: str
+    description: str
+
+    @classmethod
+    def of(cls, images: ImageSet) -> DataRecord:
+        return cls(images.digest, images.describe())
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """data: what `data.load` is given (`size` too). method: `Method.to_dict()`; None: PFGM by the rules for the data.
-    network: must fit the images. train: how."""
+    """Everything that defines a run.
+
+    data, size: what `data.load` is given. method: `name` and hyper-parameters of a method, some or all; what is not given follows
+    from the data by the method's rules where it has any, else it is the class's default. None: PFGM by the rules.
+    network: must fit the images. train: how. dataset: the data that the run was begun on. preset: the one that it was begun from.
+
+    Raises: ArgumentError naming the setting, its type and what was given.
+    """
 
     data: str
-    size: int | None = None
-    method: dict[str, Any] | None = None
+    size: Size = None
+    method: MethodSettings = None
     network: UNetConfig = field(default_factory=UNetConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    dataset: DataRecord | None = None
+    preset: str | None = None
 
     def __post_init__(self) -> None:
-        if self.method is not None:  # refuses what no method knows; old names become today's
-            object.__setattr__(self, "method", method_from_dict(self.method).to_dict())
+        settings.check(self)
+        if self.method is not None:
+            method_from_dict(self.method)  # refuses values outside their ranges
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; `from_dict` is the inverse."""
@@ -102,13 +142,8 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """Raises: ArgumentError for an unknown field or a bad value."""
-        values = {k: v for k, v in values.items() if k != "format"}
-        if isinstance(values.get("network"), dict):
-            values["network"] = known(UNetConfig, values["network"], "network")
-        if isinstance(values.get("train"), dict):
-            values["train"] = known(TrainConfig, values["train"], "train")
-        return known(cls, values, "run")
+        """Raises: ArgumentError for an unknown setting, or a value of another type or range."""
+        return settings.build(cls, {k: v for k, v in values.items() if k != "format"})
 
     def save(self, folder: Path) -> None:
         """Write config.json into a run's folder, whole or not at all."""
@@ -119,28 +154,80 @@ class RunConfig:
         """Raises: CheckpointError where the folder holds no readable config of this package."""
         path = folder / "config.json"
         try:
-            values = json.loads(path.read_text())
-        except FileNotFoundError:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(
                 f"{folder} is not a run of pfgm_fast: it has no config.json (expected config.json and checkpoints/)"
             ) from None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in FORMATS:
             raise CheckpointError(f'{path} is of another program or version: expected "format": "{FORMAT}"')
         try:
             return cls.from_dict(values)
-        except (ArgumentError, TypeError) as error:
+        except ArgumentError as error:
             raise CheckpointError(f"{path}: {error}") from error
 
 
-def known(kind: type[T], values: dict[str, Any], what: str) -> T:
-    """A dataclass from its fields. Raises: ArgumentError naming the first field that it does not have."""
-    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise ArgumentError(f"{what}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
+def absolute(data: str) -> str:
+    """A path of data as a run records it, from whatever folder it is used later; names such as `digits` stay."""
+    path = os.path.abspath(os.path.expanduser(data))
+    return path if os.path.exists(path) and not _is_name(data) else data
+
+
+def _is_name(data: str) -> bool:
+    return data == "digits"
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Settings of a .json or .toml file, as `--config` takes them: groups `method`, `network`, `train`, and `data`, `size`, `preset`.
+
+    A run's config.json will do. Raises: ArgumentError naming the file.
+    """
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise ArgumentError(f"{what}: {error}") from None
+        content = path.read_text(encoding="utf-8")
+        values = _toml(content) if path.suffix.lower() == ".toml" else json.loads(content)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArgumentError(
+            f"--config {path} cannot be read as {path.suffix.lower() or 'JSON'}: {error}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ArgumentError(f"--config {path} must hold a group of settings; got {type(values).__name__}")
+    return {k: v for k, v in values.items() if k not in ("format", "dataset")}
+
+
+def _toml(content: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ImportError:  # Python 3.10
+        import tomli as tomllib  # type: ignore[no-redef]
+    return tomllib.loads(content)
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """Settings in which two runs differ and a run may not change, as "lr = 0.001, not 0.002".
+
+    May change: how long to go on, what to report and keep, and how many bad updates to leave out; where the data lie.
+    """
+    mine, theirs = _flat(before.to_dict()), _flat(now.to_dict())
+    names = [name for name in {**mine, **theirs} if name not in _FREE and mine.get(name) != theirs.get(name)]
+    return [f"{name.removeprefix('train.')} = {mine.get(name)!r}, not {theirs.get(name)!r}" for name in names]
+
+
+_FREE = frozenset(
+    ["format", "data", "preset", "dataset", "dataset.digest", "dataset.description"]
+    + [
+        f"train.{name}"
+        for name in (
+            "steps", "skip_nonfinite", "log_every", "sample_every", "checkpoint_every", "keep", "snapshot_every",
+            "tensorboard",
+        )
+    ]
+)  # fmt: skip
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return out

@@ -16,16 +16,21 @@ class MetricsLog:
     columns = ("step", "loss", "gradient_norm", "lr", "images_per_second", "seconds")
 
     def __init__(self, run: Path, step: int, tensorboard: bool = False) -> None:
-        self.path = run / "metrics.csv"
-        kept = [row for row in read(run) if int(row["step"]) <= step]
-        lines = [",".join(self.columns), *(",".join(row[c] for c in self.columns) for row in kept)]
+        self.run, self.path = run, run / "metrics.csv"
+        self._kept = [row for row in read(run) if int(row["step"]) <= step]
+        self.seconds = float(self._kept[-1]["seconds"]) if self._kept else 0.0
+        self._writer = board() if tensorboard else None
+        self._board: Any = None
+
+    def begin(self) -> None:
+        """Write the file anew, with the rows that stay. Before that nothing is written."""
+        lines = [",".join(self.columns), *(",".join(row[c] for c in self.columns) for row in self._kept)]
         write_beside(self.path, ("\n".join(lines) + "\n").encode())
-        self.seconds = float(kept[-1]["seconds"]) if kept else 0.0
-        self._board = _board(run) if tensorboard else None
+        self._board = self._writer(str(self.run / "tensorboard")) if self._writer else None
 
     def add(self, row: dict[str, Any]) -> None:
         """A row: a value for each of `columns`."""
-        with self.path.open("a", newline="") as file:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.writer(file).writerow([_short(row[c]) for c in self.columns])
         if self._board is not None:
             for name in self.columns[1:]:
@@ -46,14 +51,15 @@ def _short(value: Any) -> str:
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
-def _board(run: Path) -> Any:
+def board() -> Any:
+    """TensorBoard's writer, a class. Raises: ArgumentError where the package is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ArgumentError(
             "tensorboard=True needs the package tensorboard: pip install tensorboard"
         ) from error
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter
 
 
 def read(run: Path) -> list[dict[str, str]]:
@@ -61,6 +67,13 @@ def read(run: Path) -> list[dict[str, str]]:
     path = run / "metrics.csv"
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         rows = list(csv.DictReader(file))
-    return [row for row in rows if all(row.get(c) for c in MetricsLog.columns)]
+    return [row for row in rows if all(row.get(c) for c in MetricsLog.columns) and _sound(row)]
+
+
+def _sound(row: dict[str, str]) -> bool:
+    try:
+        return int(row["step"]) > 0 and float(row["seconds"]) >= 0
+    except ValueError:
+        return False

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +17,31 @@ from tqdm import tqdm
 
 from pfgm_fast import data
 from pfgm_fast.charges import Charges
-from pfgm_fast.errors import ArgumentError
-from pfgm_fast.methods import PFGM, Method
+from pfgm_fast.errors import ArgumentError, NonFiniteError
+from pfgm_fast.methods import METHODS, PFGM, Method
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import DDPMpp
+from pfgm_fast.precision import single
 from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.checkpoint import Checkpoint
-from pfgm_fast.training.config import RunConfig
-from pfgm_fast.training.log import MetricsLog
+from pfgm_fast.training.config import DataRecord, RunConfig, absolute, differences
+from pfgm_fast.training.lock import RunLock
+from pfgm_fast.training.log import MetricsLog, board
+from pfgm_fast.training.settings import fields_of as settings_of
+from pfgm_fast.training.stop import on_signals
+from pfgm_fast.training.watch import Watch
 
 
 class Trainer:
-    """One run, in one folder: config.json, checkpoints/, metrics.csv, samples/.
+    """One run, in one folder: config.json, checkpoints/, metrics.csv, samples/ (docs/runs.md).
 
     `Trainer(config, folder).run()` begins, or resumes where the folder holds a checkpoint; after a kill at any moment the next
-    start goes on from the last checkpoint and gives the same losses as a run that was never stopped.
+    start goes on from the last checkpoint and gives the same losses as a run that was never stopped. Nothing is written before the
+    first update is done.
 
     images: the data set, where it is already in memory. Raises: DataError, ArgumentError for a network that does not fit the images,
-    CheckpointError for a folder whose run had another config.
+    CheckpointError for a folder whose run had another config or other data.
     """
 
     def __init__(
@@ -47,26 +52,35 @@ class Trainer:
         images: data.ImageSet | None = None,
     ) -> None:
         self.folder, self.device = Path(folder), torch.device(device)
-        loaded = images or data.load(config.data, config.size)
+        loaded = data.load(config.data, config.size) if images is None else images
         _fits(config, loaded)
         train = config.train
+        record = DataRecord.of(loaded)
+        _same_data(self.folder, record)
         self.images = loaded.with_flips() if train.flip else loaded
         self.charges: Charges = self.images.charges(labels=train.conditional).to(self.device)
-        method = method_from_dict(config.method) if config.method else PFGM.from_data(self.charges)
-        self.method: Method = method
-        self.config = replace(config, method=method.to_dict())
+        self.method: Method = method_for(config.method, self.charges)
+        self.config = replace(
+            config, method=self.method.to_dict(), dataset=record, data=absolute(config.data)
+        )
         _same_run(self.folder, self.config)
+        if train.tensorboard:
+            board()
 
         torch.manual_seed(train.seed)
         format_ = torch.channels_last if train.channels_last else torch.contiguous_format
-        self.net = DDPMpp(config.network).to(self.device, memory_format=format_)  # type: ignore[call-overload]
+        with single():
+            net = DDPMpp(config.network)
+        self.net = net.to(self.device, memory_format=format_)  # type: ignore[call-overload]
         self.averages = [AveragedModel(self.net, multi_avg_fn=_ema(rate)) for rate in train.ema]
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=train.lr, foreach=True)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=train.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(train.seed + 1)
         self._step = 0
+        self._saved: int | None = None
         saved = checkpoints.latest(self.folder)
         if saved is not None:
             self._restore(saved)
+        self._seen_on_disk = _newest(self.folder)
         self._network = torch.compile(self.net) if train.compile else self.net
         self._stop = False
 
@@ -76,57 +90,91 @@ class Trainer:
         return self._step
 
     def run(self, until: int | None = None, progress: bool = True) -> None:
-        """Train to `until` updates (default: the config's), checkpoint, and return; SIGINT and SIGTERM checkpoint and raise
-        KeyboardInterrupt."""
-        train = self.config.train
-        until = min(until or train.steps, train.steps)
-        self.config.save(self.folder)
-        log = MetricsLog(self.folder, self._step, train.tensorboard)
-        began, done, losses = time.perf_counter() - log.seconds, self._step, []
+        """Train to `until` updates (≥ 0; default, and at most: the config's), checkpoint, and return.
+
+        Raises: KeyboardInterrupt, after a checkpoint, on SIGINT, SIGTERM and SIGHUP. NonFiniteError where losses or gradients are
+        not finite (TrainConfig.skip_nonfinite). CheckpointError where another process trains in the folder, or the disk is full.
+        """
+        until = self.config.train.steps if until is None else until
+        if until < 0:
+            raise ArgumentError(f"until must be ≥ 0 updates; got {until}")
+        until = min(until, self.config.train.steps)
         with (
-            _signals(self._request_stop),
+            RunLock(self.folder).held() as lock,
+            on_signals(self._request_stop),
             tqdm(
                 total=until, initial=self._step, disable=not progress, unit="step", dynamic_ncols=True
             ) as bar,
         ):
-            while self._step < until and not self._stop:
-                loss, norm = self._update()
-                losses.append(loss)
-                self._step += 1
-                bar.update()
-                if train.log_every and (self._step % train.log_every == 0 or self._step == until):
-                    seconds = time.perf_counter() - began
-                    mean_loss = float(torch.stack(losses).mean())
-                    images = (self._step - done) * train.batch
-                    elapsed = max(seconds - log.seconds, 1e-9)
-                    log.add(
-                        {
-                            "step": self._step,
-                            "loss": mean_loss,
-                            "gradient_norm": float(norm),
-                            "lr": self._rate(self._step - 1),
-                            "images_per_second": images / elapsed,
-                            "seconds": seconds,
-                        }
-                    )
-                    bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-                    log.seconds, done, losses = seconds, self._step, []
-                if train.sample_every and self._step % train.sample_every == 0:
-                    self._sample_grid(log)
-                due = self._step % train.checkpoint_every == 0 or self._is_snapshot()
-                if due and self._step < until:
-                    self.save()
-        self.save()
-        log.close()
+            self._refuse_if_overtaken()
+            log = MetricsLog(self.folder, self._step, self.config.train.tensorboard)
+            try:
+                self._loop(until, log, bar, lock)
+            finally:
+                log.close()
         if self._stop:
             raise KeyboardInterrupt(f"stopped at step {self._step}; the checkpoint is in {self.folder}")
+
+    def _loop(self, until: int, log: MetricsLog, bar: Any, lock: RunLock) -> None:
+        train = self.config.train
+        watch = Watch(self.folder, train.skip_nonfinite)
+        began, done, first = time.perf_counter() - log.seconds, self._step, True
+        while self._step < until and not self._stop:
+            loss, norm = self._update()
+            watch.add(self._step + 1, self._rate(self._step), loss, norm)
+            self._step += 1
+            logged = train.log_every > 0 and (self._step % train.log_every == 0 or self._step == until)
+            sampled = train.sample_every > 0 and self._step % train.sample_every == 0
+            saved = self._step % train.checkpoint_every == 0 or self._is_snapshot() or self._step == until
+            if first or logged or sampled or saved or watch.due or self._stop:
+                watch.look(self._saved)
+            if first:
+                first = False
+                self.config.save(self.folder)
+                log.begin()
+            bar.update()
+            lock.renew()
+            if logged and (figures := watch.take()) is not None:
+                seconds = time.perf_counter() - began
+                images = (self._step - done) * train.batch
+                elapsed = max(seconds - log.seconds, 1e-9)
+                log.add(
+                    {
+                        "step": self._step,
+                        "loss": figures[0],
+                        "gradient_norm": figures[1],
+                        "lr": self._rate(self._step - 1),
+                        "images_per_second": images / elapsed,
+                        "seconds": seconds,
+                    }
+                )
+                bar.set_postfix(loss=f"{figures[0]:.4f}", refresh=False)
+                log.seconds, done = seconds, self._step
+            if sampled:
+                self._sample_grid(log)
+            if saved and self._step < until:
+                self.save()
+        if first:  # nothing was left to do
+            self.config.save(self.folder)
+        if self._saved != self._step:
+            self.save()
+
+    def _refuse_if_overtaken(self) -> None:
+        """Raises: CheckpointError where the folder went on since this trainer read it."""
+        newest = _newest(self.folder)
+        if newest is not None and newest > max(self._step, self._seen_on_disk or 0):
+            raise checkpoints.CheckpointError(
+                f"{self.folder} was trained on to step {newest} by another process meanwhile: start again to go on from there"
+            )
 
     def ema_network(self, which: int = 0) -> DDPMpp:
         """The averaged network, in evaluation mode."""
         return self.averages[which].module.eval()  # type: ignore[return-value]
 
     def save(self) -> Path:
-        """Checkpoint now. Raises: CheckpointError where the disk is full; earlier checkpoints stay."""
+        """Checkpoint now. Raises: CheckpointError where the disk is full, NonFiniteError where weights are not finite; earlier
+        checkpoints stay."""
+        _refuse_nonfinite(self.net, *self.averages, step=self._step, folder=self.folder)
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, average in enumerate(self.averages):
             tensors |= {f"ema.{i}.{k}": v for k, v in average.module.state_dict().items()}
@@ -137,7 +185,10 @@ class Trainer:
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         saved = Checkpoint(self._step, tensors, {"torch": torch.__version__, "images": self._seen()})
-        return checkpoints.save(self.folder, saved, self.config.train.keep, self.config.train.snapshot_every)
+        train = self.config.train
+        path = checkpoints.save(self.folder, saved, train.keep, train.snapshot_every)
+        self._saved = self._step
+        return path
 
     def _is_snapshot(self) -> bool:
         every = self.config.train.snapshot_every
@@ -152,8 +203,11 @@ class Trainer:
             checkpoints.load_weights(average.module, saved.part(f"ema.{i}"), str(self.folder))
             average.n_averaged.fill_(saved.step)
         moments: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.net.parameters())
         for name, value in saved.part("adam").items():
             index, key = name.split(".")
+            if value.dim():  # in the parameter's layout: the fused kernel takes that for granted
+                value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
             moments.setdefault(int(index), {})[key] = value
         state = self.optimizer.state_dict()
         self.optimizer.load_state_dict({**state, "state": moments})
@@ -161,7 +215,7 @@ class Trainer:
         torch.set_rng_state(saved.tensors["rng.torch"])
         if self.device.type == "cuda" and "rng.cuda" in saved.tensors:
             torch.cuda.set_rng_state(saved.tensors["rng.cuda"], self.device)
-        self._step = saved.step
+        self._step = self._saved = saved.step
 
     def _request_stop(self) -> None:
         self._stop = True
@@ -180,7 +234,7 @@ class Trainer:
         pieces, wanted = [], train.batch
         while wanted:
             epoch, place = divmod(first, count)
-            generator = torch.Generator().manual_seed(train.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((train.seed * 1_000_003 + epoch) % 2**63)
             piece = torch.randperm(count, generator=generator)[place : place + wanted]
             pieces.append(piece)
             first, wanted = first + len(piece), wanted - len(piece)
@@ -205,7 +259,7 @@ class Trainer:
             group["lr"] = self._rate(self._step)
         index = self._rows(self._step).to(self.device)
         charges, own = self._seen_charges(index)
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), device=self.device, dtype=torch.float32)
         for part in own.chunk(train.accumulate):
             images = charges.values(part)
             labels = None if charges.labels is None else charges.labels[part]
@@ -217,6 +271,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), train.clip if train.clip else math.inf, foreach=True
         )
+        # A bad update is left out on the device: Adam's fused kernel changes neither weights nor moments where found_inf is 1.
+        self.optimizer.found_inf = Watch.bad(total, norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for average in self.averages:
@@ -239,7 +295,15 @@ class Trainer:
             generator=generator,
             labels=labels,
         )
-        grid = image_grid(out.x)
+        good = out.x.flatten(1).isfinite().all(1)
+        if not bool(good.all()):
+            warnings.warn(
+                f"step {self._step}: {int((~good).sum())} of {len(good)} samples are not finite and left out of the grid",
+                stacklevel=3,
+            )
+        if not bool(good.any()):
+            return
+        grid = image_grid(out.x[good])
         save_image(grid, self.folder / "samples" / f"step-{self._step:07d}.png")
         log.add_images("samples", grid, self._step)
 
@@ -271,37 +335,53 @@ def _fits(config: RunConfig, images: data.ImageSet) -> None:
         )
 
 
+def method_for(settings: dict[str, Any] | None, charges: Charges) -> Method:
+    """The method of a run's settings: what they do not give follows from the data by its rules (`from_data`), where it has any."""
+    given = {"name": PFGM.name} if settings is None else dict(settings)
+    kind = METHODS.get(given.get("name", ""))
+    rules = getattr(kind, "from_data", None)
+    if kind is None or rules is None or given.keys() >= settings_of(kind).keys():
+        return method_from_dict(given)
+    return rules(charges, **{k: v for k, v in given.items() if k != "name"})
+
+
+def _newest(folder: Path) -> int | None:
+    paths = checkpoints.available(folder)
+    return checkpoints.step_of(paths[-1]) if paths else None
+
+
+def _same_data(folder: Path, record: DataRecord) -> None:
+    """Raises: CheckpointError where a folder's run was trained on other data."""
+    if not checkpoints.available(folder):
+        return
+    before = RunConfig.load(folder).dataset
+    if before is not None and before.digest != record.digest:
+        raise checkpoints.CheckpointError(
+            f"{folder} was trained on other data: on {before.description}; given was {record.description}. "
+            "Give the run's own data by --data (wherever they lie now), or choose another folder"
+        )
+
+
 def _same_run(folder: Path, config: RunConfig) -> None:
     """A folder's checkpoint belongs to its config; only how long to go on and what to report may change."""
     if not checkpoints.available(folder):
         return
-    free = {"steps", "log_every", "sample_every", "checkpoint_every", "keep", "snapshot_every", "tensorboard"}
-
-    def essential(run: RunConfig) -> dict[str, Any]:
-        values = run.to_dict()
-        train = {k: v for k, v in values.pop("train").items() if k not in free}
-        return {k: v for k, v in {**values, **train}.items() if k != "data"}
-
-    before, now = essential(RunConfig.load(folder)), essential(config)
-    for name, value in now.items():
-        if before.get(name) != value:
-            raise checkpoints.CheckpointError(
-                f"{folder} holds a run with {name} = {before.get(name)!r}, not {value!r}: "
-                "resume with its own settings, or choose another folder"
-            )
+    before = RunConfig.load(folder)
+    if before.method is not None:  # of an earlier version: what it did not know has today's default
+        before = replace(before, method=method_from_dict(before.method).to_dict())
+    found = differences(before, config)
+    if found:
+        raise checkpoints.CheckpointError(
+            f"{folder} holds a run with {'; with '.join(found)}: resume with its own settings, or choose another folder"
+        )
 
 
-@contextmanager
-def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM ask for a stop after the current update; the old handlers come back."""
-    previous = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda *_: stop())
-    except ValueError:  # not the main thread: signals are its business
-        pass
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+@torch.no_grad()
+def _refuse_nonfinite(*modules: torch.nn.Module, step: int, folder: Path) -> None:
+    """Raises: NonFiniteError where a weight is not finite; one look of the host."""
+    norms = [n for module in modules for n in torch._foreach_norm(list(module.parameters()))]
+    if not bool(torch.stack([n.float() for n in norms]).isfinite().all()):
+        raise NonFiniteError(
+            f"step {step}: weights are not finite, no checkpoint is written; those in {folder} stay. "
+            "Begin another run with a smaller train.lr"
+        )

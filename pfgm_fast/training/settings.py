@@ -1,0 +1,404 @@
+"""The one reader of settings: text (`--set`), JSON and TOML → the fields of dataclasses, by the fields' annotations.
+
+Known annotations: bool, int, float, str, Literal, tuples, unions with None, dataclasses, dicts, and `Annotated` with `Variants` or
+`Spelling`. Text is read by the type of its target: `no` is False where a bool is due and the word where a str is. Values that have a
+type already (JSON, TOML, Python) must be of it; a whole number is also a float, and 12.0 is also an int.
+Whatever does not fit is an ArgumentError that names the setting, its type and what was given.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+import math
+import operator
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pfgm_fast.errors import ArgumentError
+
+T = TypeVar("T")
+BOOLEANS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
+NOTHING = frozenset({"none", "null"})
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Of a dict that stands for one of several dataclasses: `tag` names which, the other entries are some of its fields.
+
+    update: brings entries of earlier versions to today's.
+    """
+
+    kinds: Mapping[str, type]
+    default: str
+    tag: str = "name"
+    update: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Of a value with a way of its own to be written: `read` gives the value, or raises ArgumentError; `what` describes it."""
+
+    read: Callable[[Any], Any]
+    what: str
+
+
+def build(kind: type[T], values: object, name: str = "") -> T:
+    """A dataclass from typed values of its fields. name: how the group is called, "" at the top.
+
+    Raises: ArgumentError for a value of another type, an unknown field (with the nearest known), or what the class itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ArgumentError(f"{name or 'the settings'} must be a group of settings; got {values!r}")
+    hints = fields_of(kind)
+    given = {
+        key: typed(hints[_known(key, hints, name)], value, _dotted(name, key))
+        for key, value in values.items()
+    }
+    try:
+        return kind(**given)
+    except ArgumentError as error:
+        raise ArgumentError(f"{name}: {error}" if name else str(error)) from None
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ArgumentError(f"{name or 'the settings'}: {error}") from None
+
+
+def check(instance: Any) -> None:
+    """For `__post_init__` of a frozen dataclass: every field is of its annotation's type. Lists become tuples, ints floats."""
+    for key, hint in fields_of(type(instance)).items():
+        object.__setattr__(instance, key, typed(hint, getattr(instance, key), key))
+
+
+def assignments(kind: type, pairs: Iterable[str], base: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`a.b=text` for the settings of a dataclass → {"a": {"b": value}}, each value read by its setting's type.
+
+    base: settings that these are laid over; it says which variant a group is, where the pairs do not.
+    """
+    split = []
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip():
+            raise ArgumentError(f"--set takes name=value, such as train.lr=1e-4; got {pair!r}")
+        split.append((name.strip(), text.strip()))
+    split.sort(key=lambda item: not item[0].endswith(".name"))  # a variant's name before its settings
+    result: dict[str, Any] = {}
+    for name, text in split:
+        _assign(kind, name.split("."), text, "", result, base or {})
+    return result
+
+
+def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """base with changes laid over it, group by group; a variant of another name begins anew."""
+    out = dict(base)
+    for key, value in changes.items():
+        old = out.get(key)
+        if isinstance(value, Mapping) and isinstance(old, Mapping):
+            renamed = "name" in value and value["name"] != old.get("name", value["name"])
+            value = dict(value) if renamed else overlay(old, value)
+        out[key] = value
+    return out
+
+
+def typed(hint: Any, value: Any, name: str, text: bool = False) -> Any:
+    """value as the annotation's type; text: it is text that is still to be read.
+
+    Raises: ArgumentError naming the setting, its type and what was given.
+    """
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _annotated(arguments[0], arguments[1], value, name, text)
+    if origin in (Union, types.UnionType):
+        return _union(hint, value, name, text)
+    if dataclasses.is_dataclass(hint):
+        return _group(hint, value, name, text)  # type: ignore[arg-type]
+    if hint is Any:
+        return value
+    try:
+        if origin is Literal:
+            return next(choice for choice in arguments if choice == value and type(choice) is type(value))
+        if origin is tuple:
+            return _tuple(arguments, value, name, text)
+        if hint is dict or origin is dict:
+            return dict(_json_group(value) if text else _mapping(value))
+        return (_from_text if text else _as_is)[hint](value)
+    except (ValueError, TypeError, OverflowError, StopIteration, RecursionError):
+        raise _refused(hint, value, name) from None
+
+
+def _annotated(hint: Any, extra: Any, value: Any, name: str, text: bool) -> Any:
+    if type(None) in get_args(hint) and (value is None or (text and value.lower() in NOTHING)):
+        return None
+    if isinstance(extra, Spelling):
+        try:
+            return extra.read(value)
+        except ArgumentError:
+            raise ArgumentError(f"{name} must be {extra.what}; got {value!r}") from None
+    if not isinstance(extra, Variants):
+        return typed(hint, value, name, text)
+    if text and value in extra.kinds:
+        value = {extra.tag: value}
+    try:
+        values = extra.update(_json_group(value) if text and isinstance(value, str) else _mapping(value))
+    except (ValueError, TypeError, RecursionError):
+        raise ArgumentError(
+            f"{name} must be one of {', '.join(extra.kinds)}, or a group of settings; got {value!r}"
+        ) from None
+    tag = values.pop(extra.tag, extra.default)
+    hints = fields_of(_variant(extra, tag, name))
+    return {
+        extra.tag: tag,
+        **{key: typed(hints[_known(key, hints, name)], v, _dotted(name, key)) for key, v in values.items()},
+    }
+
+
+def _variant(variants: Variants, tag: object, name: str) -> type:
+    if not isinstance(tag, str) or tag not in variants.kinds:
+        near = _nearest(str(tag), variants.kinds)
+        raise ArgumentError(
+            f"{name}.{variants.tag} must be one of {', '.join(variants.kinds)}; got {tag!r}{near}"
+        )
+    return variants.kinds[tag]
+
+
+def _union(hint: Any, value: Any, name: str, text: bool) -> Any:
+    kinds = get_args(hint)
+    if type(None) in kinds and (value is None or (text and value.lower() in NOTHING)):
+        return None
+    others = [kind for kind in kinds if kind is not type(None)]
+    for kind in others:
+        try:
+            return typed(kind, value, name, text)
+        except ArgumentError:
+            if len(others) == 1 and (dataclasses.is_dataclass(kind) or get_origin(kind) is Annotated):
+                raise  # its message says more
+    raise _refused(hint, value, name)
+
+
+def _group(kind: type, value: Any, name: str, text: bool) -> Any:
+    if isinstance(value, kind):
+        return value
+    if text:
+        try:
+            value = _json_group(value)
+        except (ValueError, TypeError, RecursionError):
+            raise ArgumentError(
+                f"{name} is a group of settings, {name}.{next(iter(fields_of(kind)))} one of them; got {value!r}"
+            ) from None
+    return build(kind, value, name)
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, name: str, text: bool) -> tuple[Any, ...]:
+    if text:
+        inner = re.fullmatch(r"\((.*)\)|\[(.*)\]|([^()\[\]]*)", value, re.DOTALL)
+        if inner is None:
+            raise ValueError
+        words = next(group for group in inner.groups() if group is not None).strip().removesuffix(",")
+        value = [word.strip() for word in words.split(",")] if words else []
+    elif not isinstance(value, (tuple, list)):
+        raise TypeError
+    if kinds[-1:] == (...,):
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise ValueError
+    try:
+        return tuple(typed(kind, item, name, text) for kind, item in zip(kinds, value, strict=True))
+    except ArgumentError:
+        raise ValueError from None
+
+
+def _assign(
+    kind: type, path: list[str], text: str, name: str, into: dict[str, Any], base: Mapping[str, Any]
+) -> None:
+    key, *rest = path
+    hints = fields_of(kind)
+    hint, name = hints[_known(key, hints, name)], _dotted(name, key)
+    below, inner, tag = base.get(key), _inner(hint), None
+    variants = next(
+        (extra for extra in getattr(inner, "__metadata__", ()) if isinstance(extra, Variants)), None
+    )
+    if variants is not None:
+        known = (into.get(key) or {}, below or {})
+        tag = next((group[variants.tag] for group in known if variants.tag in group), variants.default)
+    if not rest:
+        value = typed(hint, _tagged(text, variants, tag), name, text=True)
+        if dataclasses.is_dataclass(value):  # what was given of a group, not its defaults
+            value = json.loads(text)
+        both = isinstance(value, dict) and isinstance(into.get(key), dict)
+        into[key] = overlay(into[key], value) if both else value
+        return
+    group = into.get(key)
+    if not isinstance(group, dict):
+        group = into[key] = {}
+    if variants is not None:
+        inner = _variant(variants, text if rest == [variants.tag] else tag, name)
+        if rest == [variants.tag]:
+            group[variants.tag] = text
+            return
+    if not dataclasses.is_dataclass(inner):
+        raise ArgumentError(f"{name} is one setting ({describe(hint)}), without {'.'.join(rest)!r} within")
+    _assign(inner, rest, text, name, group, below or {})  # type: ignore[arg-type]
+
+
+def _tagged(text: str, variants: Variants | None, tag: str | None) -> str:
+    """JSON of a variant's settings with the name that it has already, where it gives none."""
+    try:
+        values = _json_group(text) if variants is not None else None
+    except (ValueError, TypeError, RecursionError):
+        values = None
+    return text if values is None or variants is None else json.dumps({variants.tag: tag, **values})
+
+
+def _inner(hint: Any) -> Any:
+    """The group in a union of a group and None."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((_inner(kind) for kind in get_args(hint) if kind is not type(None)), hint)
+    return hint
+
+
+@functools.cache
+def fields_of(kind: type) -> dict[str, Any]:
+    """name → annotation of the fields that a dataclass is made from."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+
+
+def describe(hint: Any) -> str:
+    """An annotation in words: "true or false", "an integer or none"."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        if isinstance(arguments[1], Spelling):
+            return arguments[1].what
+        return describe(arguments[0])
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(kind) for kind in arguments))
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if origin is tuple:
+        item = _PLURALS.get(arguments[0], describe(arguments[0]))
+        return f"{item}, such as (1, 2)" if arguments[-1] is ... else f"{len(arguments)} {item}"
+    if dataclasses.is_dataclass(hint) or origin is dict or hint is dict:
+        return "a group of settings"
+    return _WORDS.get(hint, str(hint))
+
+
+_WORDS = {
+    bool: "true or false (bool)",
+    int: "an integer (int)",
+    float: "a number (float)",
+    str: "text (str)",
+    type(None): "none",
+}
+_PLURALS: dict[Any, str] = {bool: "truth values", int: "integers", float: "numbers", str: "words"}
+
+
+def _refused(hint: Any, value: object, name: str) -> ArgumentError:
+    shown = repr(value)
+    return ArgumentError(
+        f"{name} must be {describe(hint)}; got {shown if len(shown) < 80 else shown[:76] + '…'}"
+    )
+
+
+def _known(key: object, hints: Mapping[str, Any], name: str) -> str:
+    if isinstance(key, str) and key in hints:
+        return key
+    full = _dotted(name, str(key))
+    raise ArgumentError(
+        f"unknown setting {full!r}{_nearest(str(key), hints)}; known are {', '.join(sorted(hints))}"
+    )
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word[:80], list(known), 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _dotted(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError
+    return value
+
+
+def _json_group(text: str) -> Mapping[str, Any]:
+    return _mapping(json.loads(text))
+
+
+def _finite_or_infinite(value: float) -> float:
+    if math.isnan(value):
+        raise ValueError
+    return value
+
+
+def _text_bool(text: str) -> bool:
+    if text.lower() not in BOOLEANS:
+        raise ValueError
+    return BOOLEANS[text.lower()]
+
+
+def _whole(value: float) -> int:
+    if not float(value).is_integer():
+        raise ValueError
+    return int(value)
+
+
+def _text_int(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        return _whole(float(text))
+
+
+def _plain_bool(value: object) -> bool:
+    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too
+        raise TypeError
+    return bool(value)
+
+
+def _plain_int(value: Any) -> int:
+    if type(value).__name__ in ("bool", "bool_"):
+        raise TypeError
+    return _whole(value) if isinstance(value, float) else operator.index(value)
+
+
+def _plain_float(value: Any) -> float:
+    if type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes)):
+        raise TypeError
+    return _finite_or_infinite(float(value))
+
+
+def _plain_str(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return str(value)
+
+
+_from_text: dict[Any, Callable[[str], Any]] = {
+    bool: _text_bool,
+    int: _text_int,
+    float: lambda text: _finite_or_infinite(float(text)),
+    str: str,
+}
+_as_is: dict[Any, Callable[[Any], Any]] = {
+    bool: _plain_bool,
+    int: _plain_int,
+    float: _plain_float,
+    str: _plain_str,
+}
