@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ def _is_command() -> bool:
     name = os.path.basename((getattr(sys, "argv", None) or [""])[0])
     given = getattr(sys, "orig_argv", [])
     return name in ("pfgm-fast", "pfgm-fast.exe", "pfgm-fast-script.py") or (
-        name == "-m" and any(pair == ("-m", "pfgm_fast") for pair in zip(given, given[1:], strict=False))
+        name == "-m" and ("-m", "pfgm_fast") in itertools.pairwise(given)
     )
 
 

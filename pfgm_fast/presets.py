@@ -1,4 +1,4 @@
-"""Presets: whole runs by name.
+"""Presets: whole runs by name; and the run that fits a data set, where none is named.
 
 CIFAR-10, CelebA-64 and LSUN-256 are PFGM's (arXiv 2209.11178, appendices B and D) with the numbers of the configurations that
 its authors released with their DDPM++ checkpoints: M_exp, z_max, upper_norm, z_exp, batch, learning rate, averages, updates. What differs
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from pfgm_fast.data import ImageSet
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn import UNetConfig
-from pfgm_fast.training.config import RunConfig, TrainConfig
+from pfgm_fast.training.config import RunConfig, Size, TrainConfig
 
 
 def _pfgm(m_exp: int, z_max: float, upper_norm: float, z_exp: float) -> dict[str, Any]:
@@ -96,3 +97,66 @@ def preset(name: str) -> RunConfig:
     if name not in PRESETS:
         raise ArgumentError(f"preset must be one of {', '.join(PRESETS)}; got {name!r}")
     return PRESETS[name]
+
+
+MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 2), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
+"""Of a network of one to six levels."""
+SMALLEST = 4
+"""Edge of the lowest level, at least."""
+ATTENTION = 16
+"""Attention goes to the highest level whose longer edge is at most this."""
+
+
+def for_data(images: ImageSet, data: str, size: Size = None) -> RunConfig:
+    """The run for images of any shape: network by their size, classes by their labels, method by its rules for the data.
+
+    Levels: halved while both edges stay even and at least 4, up to four times below 128 pixels and six above. Width: 32 up to
+    16 pixels, 64 up to 64, 128 above (the longer edge). The mirror images are not used: a letter has none.
+
+    Raises: ArgumentError where the edges cannot be halved as often as their length asks for, with sizes that can.
+    """
+    channels, height, width = images.shape
+    levels = _levels(height, width)
+    longer = max(height, width)
+    features = 32 if longer <= 16 else 64 if longer <= 64 else 128
+    attention = next(height >> i for i in range(levels) if longer >> i <= ATTENTION or i == levels - 1)
+    classes = images.num_classes if images.num_classes > 1 else 0
+    edges: Any = height if height == width else (height, width)
+    network = UNetConfig(
+        channels, edges, features, MULTIPLIERS[levels - 1], 2, (attention,), dropout=0.1, classes=classes
+    )
+    train = TrainConfig(
+        steps=50_000,
+        batch=128,
+        lr=5e-4,
+        warmup=500,
+        decay=0.4,
+        ema=(0.999,),
+        flip=False,
+        conditional=classes > 0,
+        sample_every=1000,
+        checkpoint_every=1000,
+    )
+    return RunConfig(data, size=size, network=network, train=train)
+
+
+def _levels(height: int, width: int) -> int:
+    shorter, most = min(height, width), 4 if max(height, width) < 128 else 6
+    levels = 1
+    while (
+        levels < most
+        and not (height >> (levels - 1)) % 2
+        and not (width >> (levels - 1)) % 2
+        and shorter >> levels >= SMALLEST
+    ):
+        levels += 1
+    if shorter >> (levels - 1) > 2 * ATTENTION:
+        step = 1
+        while shorter // step > ATTENTION:
+            step *= 2
+        near = [max(step, round(edge / step) * step) for edge in (height, width)]
+        raise ArgumentError(
+            f"images of {height}×{width} cannot be halved often enough for a network of several levels: "
+            f"give --size {near[0]}x{near[1]}, or another size whose edges are multiples of {step}"
+        )
+    return levels

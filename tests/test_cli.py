@@ -155,11 +155,17 @@ def test_errors_are_one_line(
 
 
 def test_settings_are_merged() -> None:
-    assert assignments(["a.b=1", "a.c=x", "d=[1, 2]"]) == {"a": {"b": 1, "c": "x"}, "d": [1, 2]}
+    assert assignments(["train.lr=1", "train.precision=bfloat16", "network.multipliers=[1, 2]"]) == {
+        "train": {"lr": 1.0, "precision": "bfloat16"},
+        "network": {"multipliers": (1, 2)},
+    }
     assert merged({"a": {"b": 0, "e": 5}, "m": None}, {"a": {"b": 1}, "m": {"k": 2}}) == {
         "a": {"b": 1, "e": 5},
         "m": {"k": 2},
     }
+    method = {"method": {"name": "pfgm", "sigma": 0.01}}
+    assert merged(method, {"method": {"name": "ve"}}) == {"method": {"name": "ve"}}
+    assert merged(method, {"method": {"sigma": 1.0}}) == {"method": {"name": "pfgm", "sigma": 1.0}}
 
 
 @pytest.mark.parametrize(

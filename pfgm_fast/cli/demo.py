@@ -33,9 +33,11 @@ def run(options: argparse.Namespace) -> None:
 
     from pfgm_fast.presets import preset
     from pfgm_fast.training import Trainer
+    from pfgm_fast.training.files import writable, write_beside
 
     config = preset("digits")
-    if options.steps:
+    writable(options.out / "report.md")
+    if options.steps is not None:
         train = dataclasses.replace(config.train, steps=options.steps, log_every=min(10, options.steps))
         config = dataclasses.replace(config, train=train)
     run_folder = options.out / "run"
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     ]
     _loss_picture(run_folder, options.out)
     report = "\n".join(lines) + "\n"
-    (options.out / "report.md").write_text(report)
+    write_beside(options.out / "report.md", report.encode())
     print("\n" + report)
     print(f"pictures and report in {options.out}/: samples.png, trajectories.png, loss.png, report.md")
 

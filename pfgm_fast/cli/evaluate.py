@@ -8,6 +8,7 @@ from typing import Any
 
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
 from pfgm_fast.cli.sample import draw, trained
+from pfgm_fast.errors import ArgumentError, CheckpointError
 
 
 def add(commands: Any) -> None:
@@ -16,7 +17,7 @@ def add(commands: Any) -> None:
         help="measure the quality of a trained run's samples",
         description="Energy distance, sliced Wasserstein distance and nearest neighbours of the samples against the run's data; for "
         "labelled data the Fréchet distance, precision and recall in the features of a classifier trained on them (cached in the "
-        "run's folder); with --inception, FID and Inception score.",
+        "run's folder, where it can be written); with --inception, FID and Inception score.",
     )
     command.add_argument(
         "--inception", type=Path, metavar="WEIGHTS", help="Inception weights of torch-fidelity, a local file"
@@ -38,6 +39,12 @@ def add(commands: Any) -> None:
         default=1e-4,
         help="rtol and atol of the adaptive solver of --likelihood and --invert (default 1e-4)",
     )
+    command.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="folder of what is computed of the data once (default: cache in the run's)",
+    )
     command.add_argument("--json", type=Path, help="write the figures there too")
     add_sampling(command, 512)
     add_device(command)
@@ -49,8 +56,8 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
-    from pfgm_fast import data
     from pfgm_fast.metrics import (
+        check_counts,
         energy_distance,
         frechet_distance,
         inception_metrics,
@@ -60,10 +67,17 @@ def run(options: argparse.Namespace) -> None:
     )
     from pfgm_fast.metrics.features import cached_classifier, cached_features, features_of
     from pfgm_fast.plots import to_bytes
-    from pfgm_fast.training.files import write_beside
+    from pfgm_fast.training import RunConfig
+    from pfgm_fast.training.files import writable, write_beside
 
-    images, evaluations, seconds, config = draw(options)
-    found = data.load(options.data or config.data, config.size)
+    config = RunConfig.load(options.run_folder)
+    found = data_of(options, config)
+    if found.labels is not None:
+        check_counts(options.count, len(found))
+    if options.json is not None:
+        writable(options.json)
+    images, evaluations, seconds, _ = draw(options)
+    cache = options.cache or options.run_folder / "cache"
     real = found.charges().values()
     neighbors = nearest_neighbors(images, real)
     figures = {
@@ -76,14 +90,14 @@ def run(options: argparse.Namespace) -> None:
         "nearest_neighbor_ratio": neighbors.ratio,
     }
     if found.labels is not None:
-        net = cached_classifier(found, options.run_folder / "cache")
+        net = cached_classifier(found, cache)
         features = features_of(net, images.clamp(-1, 1))
-        data_features = cached_features(net, found, options.run_folder / "cache")
+        data_features = cached_features(net, found, cache)
         figures["frechet_classifier"] = frechet_distance(features, data_features)
         figures["precision"], figures["recall"] = precision_recall(features, data_features)
     if options.inception:
         drawn, data_pixels = (torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real))
-        figures |= inception_metrics(drawn, data_pixels, options.inception, options.run_folder / "cache")
+        figures |= inception_metrics(drawn, data_pixels, options.inception, cache)
     if options.likelihood:
         figures |= likelihood_figures(options, found)
     if options.invert:
@@ -92,6 +106,29 @@ def run(options: argparse.Namespace) -> None:
         print(f"{name:<24} {value:.4g}" if isinstance(value, float) else f"{name:<24} {value}")
     if options.json:
         write_beside(options.json, json.dumps(figures, indent=2).encode())
+
+
+def data_of(options: argparse.Namespace, config: Any) -> Any:
+    """The images that samples are compared with: --data, or the run's own, which must be what it was trained on.
+
+    Raises: CheckpointError where the run's data have changed since, ArgumentError for images of another shape than the network's.
+    """
+    from pfgm_fast import data
+    from pfgm_fast.training.config import image_shape
+
+    found = data.load(config.data if options.data is None else options.data, config.size)
+    known = config.dataset
+    if options.data is None and known is not None and found.digest != known.digest:
+        raise CheckpointError(
+            f"the data at {config.data} are no longer what {options.run_folder} was trained on ({known.description}), "
+            f"but {found.describe()}: name the images to compare with by --data"
+        )
+    if found.shape != image_shape(config.network):
+        raise ArgumentError(
+            f"the run is of images of {'×'.join(map(str, image_shape(config.network)))}, "
+            f"{found.name} has {'×'.join(map(str, found.shape))}"
+        )
+    return found
 
 
 def some_images(options: argparse.Namespace, images: Any, count: int) -> tuple[Any, Any]:

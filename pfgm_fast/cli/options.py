@@ -9,6 +9,7 @@ import torch
 
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.training import RunConfig, settings
+from pfgm_fast.training.settings import merged as merged
 
 
 def add_device(command: argparse.ArgumentParser) -> None:

@@ -7,20 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
-from pfgm_fast.errors import ArgumentError
+from pfgm_fast.errors import ArgumentError, NonFiniteError
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser("sample", help="draw images from a trained run")
     command.add_argument("run_folder", type=Path, metavar="run", help="the folder of `pfgm-fast train`")
     command.add_argument(
-        "--out", type=Path, default=Path("samples.png"), help=".png (a grid) or .npz (bytes, all of them)"
+        "--out",
+        type=Path,
+        help=".png (a grid) or .npz (bytes, all of them); default samples.png, none with --images",
+    )
+    command.add_argument(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="one PNG a sample, as programs that compute FID take them: DIR/seedS-NNNNNN.png of --seed S",
     )
     command.add_argument(
         "--labels",
         type=classes,
         metavar="K[,K…]",
-        help="classes to draw, in turn, where the run is conditional (default: all of them in turn)",
+        help="classes to draw, in turn, by number or name, where the run is conditional (default: all of them in turn)",
     )
     command.add_argument(
         "--temperature",
@@ -39,9 +47,14 @@ def add(commands: Any) -> None:
     command.set_defaults(run=run)
 
 
-def classes(text: str) -> list[int]:
-    """ "3,1,4" → [3, 1, 4]."""
-    return [int(part) for part in text.split(",")]
+def classes(text: str) -> list[str]:
+    """ "3, cat" → ["3", "cat"]: numbers or names of classes."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(
+            f"must be numbers or names of classes, with commas between; got {text!r}"
+        )
+    return found
 
 
 def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
@@ -51,13 +64,14 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
     import torch
 
     from pfgm_fast.sampling import sample
+    from pfgm_fast.training.config import image_shape
 
     net, method, config = trained(options)
     network = config.network
-    shape = (network.channels, network.image_size, network.image_size)
+    shape = image_shape(network)
     where = device(options)
     generator = torch.Generator(where).manual_seed(options.seed)
-    labels = _labels(options.labels, network.classes if config.train.conditional else 0, options.count)
+    labels = _labels(options.labels, config, options.count)
     starts, total = None, options.count
     if options.interpolate:
         starts = _rows(method, shape, options, generator)
@@ -80,7 +94,19 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
         )
         parts.append(out.x.cpu())
         evaluations = max(evaluations, out.nfe)
-    return torch.cat(parts), evaluations, time.perf_counter() - began, config
+    drawn = torch.cat(parts)
+    _refuse_nonfinite(drawn, options)
+    return drawn, evaluations, time.perf_counter() - began, config
+
+
+def _refuse_nonfinite(drawn: Any, options: argparse.Namespace) -> None:
+    """Raises: NonFiniteError with the number of samples (count, C, H, W) that are not finite."""
+    bad = int((~drawn.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise NonFiniteError(
+            f"{bad} of {len(drawn)} samples of {options.run_folder} are not finite, nothing is written: try another --solver "
+            f"or more --steps (now {options.solver}, {options.steps}), another --ema, or an earlier --snapshot"
+        )
 
 
 def trained(options: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -91,17 +117,34 @@ def trained(options: argparse.Namespace) -> tuple[Any, Any, Any]:
     return load_network(options.run_folder, average, device(options), options.snapshot)
 
 
-def _labels(wanted: list[int] | None, count: int, rows: int) -> Any:
-    """(rows,) classes in turn, or None; count: of the run's classes, 0 where it is unconditional."""
+def _labels(wanted: list[str] | None, config: Any, rows: int) -> Any:
+    """(rows,) classes in turn, or None where the run is unconditional. wanted: numbers or names."""
     import torch
 
+    count = config.network.classes if config.train.conditional else 0
+    names = config.dataset.classes if config.dataset is not None else ()
     if wanted is None and not count:
         return None
-    for label in wanted or ():
-        if not 0 <= label < count:
-            raise ArgumentError(f"--labels must be in [0, {count}) for this run; got {label}")
-    turn = torch.tensor(wanted if wanted is not None else list(range(count)))
+    if wanted is not None and not count:
+        raise ArgumentError(
+            "--labels must be in [0, 0) for this run: it is unconditional and knows no classes"
+        )
+    numbers = range(count) if wanted is None else [_label(word, count, names) for word in wanted]
+    turn = torch.tensor(list(numbers))
     return turn[torch.arange(rows) % len(turn)]
+
+
+def _label(word: str, count: int, names: tuple[str, ...]) -> int:
+    if word in names:
+        return names.index(word)
+    try:
+        number = int(word)
+    except ValueError:
+        number = -1
+    if not 0 <= number < count:
+        known = f", or one of {', '.join(names)}" if names else ""
+        raise ArgumentError(f"--labels must be in [0, {count}) for this run{known}; got {word}")
+    return number
 
 
 def _rows(method: Any, shape: tuple[int, ...], options: argparse.Namespace, generator: Any) -> Any:
@@ -116,21 +159,50 @@ def _rows(method: Any, shape: tuple[int, ...], options: argparse.Namespace, gene
 
 
 def run(options: argparse.Namespace) -> None:
+    from pfgm_fast.training.files import writable
+
+    out = options.out
+    if out is None and options.images is None:
+        out = Path("samples.png")
+    if out is not None and out.suffix not in (".png", ".npz"):
+        raise ArgumentError(f"--out must end in .png or .npz; got {out}")
+    if out is not None:
+        writable(out)
+    if options.images is not None:
+        writable(options.images / _name(options.seed, 0))
+    images, evaluations, seconds, _ = draw(options)
+    if out is not None:
+        _write(images, out, options.interpolate)
+    if options.images is not None:
+        _write_each(images, options.images, options.seed)
+    print(
+        f"{' and '.join(str(place) for place in (out, options.images) if place is not None)}: {len(images)} samples, "
+        f"{evaluations} evaluations each, {len(images) / seconds:.1f} samples/s on {options.device}"
+    )
+
+
+def _write(images: Any, out: Path, columns: int | None) -> None:
+    """A grid (.png), or the bytes of all (.npz)."""
     import numpy as np
 
     from pfgm_fast.plots import image_grid, save_image
     from pfgm_fast.training.files import beside
 
-    if options.out.suffix not in (".png", ".npz"):
-        raise ArgumentError(f"--out must end in .png or .npz; got {options.out}")
-    images, evaluations, seconds, _ = draw(options)
-    if options.out.suffix == ".png":
-        save_image(image_grid(images, options.interpolate), options.out)
-    else:
-        pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-        with beside(options.out) as partial, partial.open("wb") as file:
-            np.savez_compressed(file, images=pixels)
-    print(
-        f"{options.out}: {len(images)} samples, {evaluations} evaluations each, "
-        f"{len(images) / seconds:.1f} samples/s on {options.device}"
-    )
+    if out.suffix == ".png":
+        save_image(image_grid(images, columns), out)
+        return
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    with beside(out) as partial, partial.open("wb") as file:
+        np.savez_compressed(file, images=pixels)
+
+
+def _write_each(images: Any, folder: Path, seed: int) -> None:
+    """One picture a sample."""
+    from pfgm_fast.plots import save_image, to_bytes
+
+    for i, picture in enumerate(to_bytes(images)):
+        save_image(picture, folder / _name(seed, i))
+
+
+def _name(seed: int, number: int) -> str:
+    return f"seed{seed}-{number:06d}.png"

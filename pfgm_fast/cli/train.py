@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from pfgm_fast.cli.options import add_device, assignments, device, merged
+from pfgm_fast.errors import CheckpointError
 
 
 def add(commands: Any) -> None:
@@ -15,43 +17,158 @@ def add(commands: Any) -> None:
     command = commands.add_parser(
         "train",
         help="train a network, or go on where a run stopped",
-        description="Train into the folder --out: config.json, checkpoints/, metrics.csv, samples/. The same command again goes "
-        "on from the last checkpoint; a run may be killed at any moment.",
-    )
-    command.add_argument(
-        "--preset", default="digits", choices=list(PRESETS), help="where the settings start from"
+        description="Train into the folder --out: config.json, checkpoints/, metrics.csv, samples/. With --data alone, network, classes "
+        "and the method's hyper-parameters follow from the data. The same command again goes on from the last checkpoint; a run may be "
+        "killed at any moment. What a run may change when it goes on: docs/runs.md.",
     )
     command.add_argument(
         "--data", help="digits, or a path: idx, CIFAR-10 folder, .npz/.npy, folder or zip of images"
     )
-    command.add_argument("--out", type=Path, required=True, help="the run's folder")
-    command.add_argument("--steps", type=int, help="updates in all (default: the preset's)")
+    command.add_argument(
+        "--size", metavar="N|HxW", help="height and width that images of a folder or zip are brought to"
+    )
+    command.add_argument(
+        "--preset",
+        choices=list(PRESETS),
+        help="a recipe to start from (default: what fits the data; digits without --data)",
+    )
+    command.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings from a .json or .toml file, such as a run's config.json",
+    )
+    command.add_argument(
+        "--out", type=Path, help="the run's folder (default runs/NAME, after data or preset)"
+    )
+    command.add_argument("--steps", type=int, help="updates in all (default: the recipe's)")
     command.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change a setting: train.lr=1e-4, train.batch=64, network.width=64, method.name=pfgm … (repeatable)",
+        help="change a setting: train.lr=1e-4, train.flip=no, network.width=64, method.name=pfgmpp, method.sigma=0.02 … (repeatable)",
     )
     add_device(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    from pfgm_fast.presets import preset
-    from pfgm_fast.training import RunConfig, Trainer
+    from pfgm_fast.training import Trainer
+    from pfgm_fast.training.lock import refuse_if_held
 
     where = device(options)
-    started = (options.out / "config.json").exists()
-    config = RunConfig.load(options.out) if started else preset(options.preset)
-    changes = assignments(options.set)
-    if options.data:
-        changes["data"] = options.data
-    if options.steps:
-        changes.setdefault("train", {})["steps"] = options.steps
-    config = RunConfig.from_dict(merged(config.to_dict(), changes))
-    trainer = Trainer(config, options.out, where)
-    if trainer.step:
-        print(f"going on from step {trainer.step} of {config.train.steps} in {options.out}")
+    given = _given(options)
+    preset_name = given.pop("preset", None)
+    out = options.out or Path("runs") / _name(given.get("data"), preset_name)
+    refuse_if_held(out)
+    config, images = settled(options.set, given, preset_name, out)
+    trainer = Trainer(config, out, where, images)
+    for line in header(trainer):
+        print(line, flush=True)
     trainer.run()
-    print(f"{trainer.step} steps done; sample with: pfgm-fast sample {options.out} --out samples.png")
+    print(f"{trainer.step} steps done; sample with: pfgm-fast sample {out} --out samples.png")
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """What --config and the options of their own say, the latter over the former."""
+    from pfgm_fast.training.config import read_file, read_size
+
+    given = read_file(options.config) if options.config is not None else {}
+    if options.preset is not None:
+        given["preset"] = options.preset
+    if options.data is not None:
+        given["data"] = options.data
+    if options.size is not None:
+        given["size"] = read_size(options.size)
+    if options.steps is not None:
+        train = given.get("train")
+        given["train"] = {**(train if isinstance(train, dict) else {}), "steps": options.steps}
+    return given
+
+
+def _name(data: object, preset_name: str | None) -> str:
+    return Path(str(data)).resolve().stem if data and data != "digits" else preset_name or "digits"
+
+
+def settled(sets: list[str], given: dict[str, Any], preset_name: str | None, out: Path) -> tuple[Any, Any]:
+    """The config of the run in a folder, and its images where they had to be read for it.
+
+    A run that has a checkpoint keeps its settings, a preset that is named must be its own. Else: the preset, or what fits the data.
+    """
+    from pfgm_fast import data
+    from pfgm_fast.presets import for_data, preset
+    from pfgm_fast.training import RunConfig
+    from pfgm_fast.training.checkpoint import available
+
+    images = None
+    if available(out):
+        config = RunConfig.load(out)
+        if preset_name is not None:
+            _same_preset(config, preset_name, out)
+        base = config.to_dict()
+    elif preset_name is not None:
+        base = {**preset(preset_name).to_dict(), "preset": preset_name}
+    elif "data" in given and "network" not in given:
+        size = given.get("size")
+        images = data.load(given["data"], size)
+        base = for_data(images, given["data"], size).to_dict()
+    elif "data" in given:
+        base = {"data": given["data"]}
+    elif (out / "config.json").exists():  # stopped before its first checkpoint
+        base = RunConfig.load(out).to_dict()
+    else:
+        base = {**preset("digits").to_dict(), "preset": "digits"}
+    whole = merged(base, given)
+    return RunConfig.from_dict(merged(whole, assignments(sets, whole))), images
+
+
+def _same_preset(before: Any, name: str, folder: Path) -> None:
+    """Raises: CheckpointError where a run was begun from another preset than the one that is given."""
+    from pfgm_fast.presets import preset
+    from pfgm_fast.training.config import differences
+
+    if before.preset == name:
+        return
+    wanted = preset(name)
+    method = before.method if wanted.method is None else {**(before.method or {}), **wanted.method}
+    found = differences(before, dataclasses.replace(wanted, method=method))
+    if before.preset is None and not found:
+        return
+    began = (
+        f"was begun from preset {before.preset}, not {name}" if before.preset else f"is not of preset {name}"
+    )
+    raise CheckpointError(
+        f"{folder} {began}{': it has ' + '; '.join(found[:3]) if found else ''}. "
+        "Leave --preset out to go on with the run's own settings, or choose another folder"
+    )
+
+
+def header(trainer: Any) -> list[str]:
+    """What is about to be trained, on what, with what."""
+    from pfgm_fast import info
+
+    config, images = trainer.config, trainer.images
+    network, train = config.network, config.train
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    labels = "no labels"
+    if images.labels is not None:
+        use = "conditional" if train.conditional else "not used"
+        names = ", ".join(images.classes[:5]) + (", …" if len(images.classes) > 5 else "")
+        labels = f"{images.num_classes} classes ({names or 'without names'}), {use}"
+    return [
+        f"data      {config.dataset.description}" + (", and their mirror images" if train.flip else ""),
+        *(f"          {note}" for note in images.notes),
+        f"labels    {labels}",
+        f"network   {type(trainer.net).__name__}, width {network.width} × {network.multipliers}, {network.blocks} blocks a level, "
+        f"attention at {network.attention}, {parameters / 1e6:.2f} M parameters",
+        f"method    {trainer.method}",
+        f"training  {train.steps:,} updates of {train.batch} in {train.precision} on {trainer.device}, "
+        f"field of {train.field_charges or len(trainer.charges):,} charges by {_backend(info(), trainer.device)}",
+        f"folder    {trainer.folder}"
+        + (f", going on from step {trainer.step:,} of {train.steps:,}" if trainer.step else ""),
+    ]
+
+
+def _backend(facts: dict[str, Any], where: Any) -> str:
+    return f"backend {facts['devices'].get(where.type, facts['chosen'])}"

@@ -1,6 +1,7 @@
 """Distances between two sets of points, without any network: (n, *shape) and (m, *shape), values of images in [−1, 1].
 
-Sets that are empty or of different shapes raise ArgumentError.
+Sets that are empty, of different shapes, or hold values that are not finite raise ArgumentError. A shift of both sets changes nothing
+(they are centred in float64 first), nor do PyTorch's default dtype, autocast, or its settings of float32 products.
 """
 
 from __future__ import annotations
@@ -11,17 +12,44 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.precision import full
 
 _BLOCK = 1024
 
 
-def _flat(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    if samples.dim() < 2 or samples.shape[1:] != data.shape[1:] or not len(samples) or not len(data):
+def checked_pair(samples: Tensor, data: Tensor, least: int = 1) -> None:
+    """Two sets (n, *shape), (m, *shape) of one shape and device, of `least` points each, all finite.
+
+    Raises: ArgumentError saying which is not, and in how many rows.
+    """
+    if samples.dim() < 2 or data.dim() < 2 or samples.shape[1:] != data.shape[1:] or samples[:1].numel() == 0:
         raise ArgumentError(
             f"two non-empty sets of one shape are needed: (n, *shape) and (m, *shape); "
             f"got {tuple(samples.shape)} and {tuple(data.shape)}"
         )
-    return samples.flatten(1).float(), data.flatten(1).float()
+    if min(len(samples), len(data)) < least:
+        raise ArgumentError(f"at least {least} of each kind are needed; got {len(samples)} and {len(data)}")
+    if samples.device != data.device:
+        raise ArgumentError(f"both sets must be on one device; got {samples.device} and {data.device}")
+    for name, points in (("samples", samples), ("data", data)):
+        bad = sum(int((~part.flatten(1).isfinite().all(1)).sum()) for part in points.split(_BLOCK))
+        if bad:
+            raise ArgumentError(f"{bad} of {len(points)} rows of {name} are not finite (NaN or infinite)")
+
+
+def centred(samples: Tensor, data: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both as (n, N), (m, N) less the mean of the data, taken in float64, then in a dtype: distances are those before."""
+    center = sum(part.flatten(1).double().sum(0) for part in data.split(_BLOCK)) / len(data)
+    a, b = (
+        torch.cat([(part.flatten(1).double() - center).to(dtype) for part in points.split(_BLOCK)])
+        for points in (samples, data)
+    )
+    return a, b
+
+
+def _flat(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    checked_pair(samples, data)
+    return centred(samples, data, torch.float32)
 
 
 def _mean_distance(a: Tensor, b: Tensor) -> float:
@@ -33,6 +61,7 @@ def _mean_distance(a: Tensor, b: Tensor) -> float:
     return total / (len(a) * len(b))
 
 
+@full()
 def energy_distance(samples: Tensor, data: Tensor) -> float:
     """2 E‖X − Y‖ − E‖X − X'‖ − E‖Y − Y'‖ ≥ 0 over all pairs, Euclidean (Székely and Rizzo 2013).
 
@@ -54,6 +83,7 @@ class Neighbors(NamedTuple):
     ratio: float
 
 
+@full()
 def nearest_neighbors(samples: Tensor, data: Tensor) -> Neighbors:
     """The nearest of data (m, *shape) to each of samples (n, *shape), Euclidean: the check for memorised data."""
     a, b = _flat(samples, data)
@@ -71,13 +101,27 @@ def nearest_neighbors(samples: Tensor, data: Tensor) -> Neighbors:
     return Neighbors(distance, index, typical, float(distance.median()) / max(typical, 1e-12))
 
 
+@full()
 def sliced_wasserstein(
     samples: Tensor, data: Tensor, directions: int = 256, generator: torch.Generator | None = None
 ) -> float:
     """Mean over random unit directions of the one-dimensional Wasserstein-1 distance (Rabin et al. 2011), ≥ 0."""
     a, b = _flat(samples, data)
-    lines = torch.randn(a.shape[1], directions, generator=generator, device=a.device)
+    lines = torch.randn(a.shape[1], directions, generator=generator, device=a.device, dtype=torch.float32)
     lines = lines / lines.norm(dim=0)
-    levels = (torch.arange(1024, device=a.device) + 0.5) / 1024
-    quantiles = [torch.quantile(points @ lines, levels, dim=0) for points in (a, b)]
+    levels = (torch.arange(1024, device=a.device, dtype=torch.float32) + 0.5) / 1024
+    # In float64: products of float32 depend on settings that a caller may have made (TF32, oneDNN's bfloat16).
+    projected = [
+        torch.cat([part.double() @ lines.double() for part in points.split(_BLOCK)]).float()
+        for points in (a, b)
+    ]
+    quantiles = [_quantiles(points, levels) for points in projected]
     return float((quantiles[0] - quantiles[1]).abs().mean())
+
+
+def _quantiles(points: Tensor, levels: Tensor) -> Tensor:
+    """torch.quantile of each column of (n, K) at levels (L,): (L, K), for any n (torch's own takes 16 million numbers at most)."""
+    order = points.sort(0).values
+    place = levels.double() * (len(points) - 1)
+    low = place.floor().long()
+    return torch.lerp(order[low], order[place.ceil().long()], (place - low).float()[:, None])

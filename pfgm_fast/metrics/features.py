@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfgm_fast.data import ImageSet
-from pfgm_fast.errors import CheckpointError, DataError
+from pfgm_fast.errors import ArgumentError, CheckpointError, DataError
+from pfgm_fast.precision import full, single
 from pfgm_fast.training.files import beside
 
 FEATURES = 64
@@ -39,6 +41,14 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
+def _classifier(images: ImageSet) -> Classifier:
+    """For a labelled set; in float32, whatever PyTorch's default is."""
+    assert images.labels is not None
+    with single():
+        return Classifier(images.shape[0], int(images.labels.max()) + 1)
+
+
+@full()
 def train_classifier(
     images: ImageSet, epochs: int = 3, batch: int = 128, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Classifier:
@@ -48,18 +58,19 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Classifier(images.shape[0], int(images.labels.max()) + 1).to(device)
+        net = _classifier(images).to(device)
     values = images.charges()
     steps = epochs * -(-len(images) // batch)
     optimizer = torch.optim.AdamW(net.parameters(), lr=2e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(batch):
-            loss = F.cross_entropy(net(values.values(rows).to(device)), images.labels[rows].to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    with torch.enable_grad():
+        for _ in range(epochs):
+            for rows in torch.randperm(len(images), generator=generator).split(batch):
+                loss = F.cross_entropy(net(values.values(rows).to(device)), images.labels[rows].to(device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
     return net.eval()
 
 
@@ -72,7 +83,7 @@ def cached_classifier(images: ImageSet, cache: Path, epochs: int = 3) -> Classif
         raise DataError(f"{images.name} has no labels: the feature network is a classifier of them")
     path = cache / f"classifier-{digest(images.images, images.labels)}-{epochs}.safetensors"
     weights = _cached(path, lambda: train_classifier(images, epochs).state_dict())
-    net = Classifier(images.shape[0], int(images.labels.max()) + 1)
+    net = _classifier(images)
     try:
         net.load_state_dict(weights)
     except RuntimeError as error:
@@ -105,14 +116,18 @@ def digest(*tensors: Tensor) -> str:
 
 
 def _cached(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors in a file, which is written first where it is not there."""
+    """The tensors in a file, which is written first where it is not there, and can be."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     if not path.exists():
-        made = make()
-        with beside(path) as partial:
-            save_file({name: value.contiguous() for name, value in made.items()}, partial)
+        made = {name: value.contiguous() for name, value in make().items()}
+        try:
+            with beside(path) as partial:
+                save_file(made, partial)
+        except (OSError, SafetensorError) as error:
+            warnings.warn(f"{path} cannot be written ({error}): it will be computed anew", stacklevel=3)
+            return made
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -121,14 +136,19 @@ def _cached(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tens
         ) from error
 
 
-@torch.no_grad()
+@full()
 def features_of(net: Classifier, images: Tensor, batch: int = 512) -> Tensor:
-    """(M, FEATURES) of images (M, C, H, W) in [−1, 1], on the CPU."""
+    """(M, FEATURES) of images (M, C, H, W) in [−1, 1], on the CPU. Raises: ArgumentError for images that are not finite."""
+    bad = int((~images.flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise ArgumentError(
+            f"{bad} of {len(images)} images are not finite (NaN or infinite): they have no features"
+        )
     where = next(net.parameters()).device
     return torch.cat([net.features(part.to(where)).cpu() for part in images.split(batch)])
 
 
-@torch.no_grad()
+@full()
 def accuracy(net: Classifier, images: ImageSet, batch: int = 512) -> float:
     """Share of the images that get their own label."""
     assert images.labels is not None

@@ -10,25 +10,42 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, DataError
+from pfgm_fast.metrics.distances import centred, checked_pair
 from pfgm_fast.metrics.features import digest
+from pfgm_fast.precision import full
+from pfgm_fast.training.files import writable
+
+NEIGHBORS = 3
+"""k of precision and recall (Kynkäänniemi et al. 2019)."""
 
 
-def _pair(samples: Tensor, data: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def check_counts(samples: int, data: int, neighbors: int = NEIGHBORS) -> None:
+    """Raises: ArgumentError where so few samples or data have no precision and recall; to be asked before long sampling."""
+    if min(samples, data) <= neighbors:
+        raise ArgumentError(
+            f"precision and recall with {neighbors} neighbours need at least {neighbors + 1} samples and as many images of the data; "
+            f"got {samples} and {data}"
+        )
+
+
+def _pair(samples: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (n, F), (m, F) in float64 on the CPU, less the data's mean."""
     if samples.dim() != 2 or data.dim() != 2 or samples.shape[1] != data.shape[1]:
         raise ArgumentError(
             f"features must be (n, F) and (m, F); got {tuple(samples.shape)} and {tuple(data.shape)}"
         )
-    if min(len(samples), len(data)) < 2:
-        raise ArgumentError("at least two feature vectors of each kind are needed")
-    return samples.double().numpy(), data.double().numpy()
+    samples, data = samples.detach().cpu(), data.detach().cpu()
+    checked_pair(samples, data, 2)
+    return centred(samples, data, torch.float64)
 
 
+@full()
 def frechet_distance(samples: Tensor, data: Tensor) -> float:
     """‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½) ≥ 0 of the Gaussians with the sets' moments (Heusel et al. 2017).
 
     Biased upwards for few samples: compare only figures of equal numbers of samples.
     """
-    a, b = _pair(samples, data)
+    a, b = (part.numpy() for part in _pair(samples, data))
     shift = a.mean(0) - b.mean(0)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # tr (Σ₁Σ₂)^½ is the sum of the roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½, which is symmetric.
@@ -48,19 +65,31 @@ class PrecisionRecall(NamedTuple):
     recall: float
 
 
-def precision_recall(samples: Tensor, data: Tensor, neighbors: int = 3) -> PrecisionRecall:
+@full()
+def precision_recall(samples: Tensor, data: Tensor, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019, arXiv 1904.06991): the manifold of a set is the union of the balls
     around its points that reach their k-th neighbour."""
-    _pair(samples, data)
-    if not 0 < neighbors < min(len(samples), len(data)):
-        raise ArgumentError(f"neighbors must be ≥ 1 and below the sizes of both sets; got {neighbors}")
-    return PrecisionRecall(_covered(samples, data, neighbors), _covered(data, samples, neighbors))
+    a, b = _pair(samples, data)
+    if not isinstance(neighbors, int) or neighbors < 1:
+        raise ArgumentError(f"neighbors must be an integer ≥ 1; got {neighbors!r}")
+    check_counts(len(a), len(b), neighbors)
+    return PrecisionRecall(_covered(a, b, neighbors), _covered(b, a, neighbors))
 
 
 def _covered(points: Tensor, by: Tensor, neighbors: int) -> float:
-    radii = torch.cat([torch.cdist(p, by).kthvalue(neighbors + 1, dim=1).values for p in by.split(1024)])
+    """Share of points (n, F) within a ball of by (m, F), both centred and float64, so that the products of cdist lose nothing."""
+    radii = torch.cat([_radii(by, first, neighbors) for first in range(0, len(by), 1024)])
     inside = [(torch.cdist(p, by) <= radii).any(1) for p in points.split(1024)]
-    return float(torch.cat(inside).float().mean())
+    return float(torch.cat(inside).double().mean())
+
+
+def _radii(by: Tensor, first: int, neighbors: int) -> Tensor:
+    """Distance of 1024 points to their k-th neighbour among the others; a point is none of its own."""
+    part = by[first : first + 1024]
+    distances = torch.cdist(part, by)
+    rows = torch.arange(len(part))
+    distances[rows, first + rows] = torch.inf
+    return distances.kthvalue(neighbors, dim=1).values
 
 
 def inception_metrics(
@@ -86,7 +115,9 @@ def inception_metrics(
             "(torch-fidelity names its address)"
         )
     kept = (
-        {} if cache is None else {"cache_root": str(cache), "input2_cache_name": f"inception-{digest(data)}"}
+        {}
+        if cache is None or not _can_write(Path(cache))
+        else {"cache_root": str(cache), "input2_cache_name": f"inception-{digest(data)}"}
     )
     found = torch_fidelity.calculate_metrics(
         input1=_Bytes(samples),
@@ -99,6 +130,14 @@ def inception_metrics(
         **kept,
     )
     return {"fid": found["frechet_inception_distance"], "inception_score": found["inception_score_mean"]}
+
+
+def _can_write(cache: Path) -> bool:
+    try:
+        writable(cache / "statistics")
+    except OSError:
+        return False
+    return True
 
 
 class _Bytes(torch.utils.data.Dataset):

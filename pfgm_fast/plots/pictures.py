@@ -10,12 +10,21 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pfgm_fast.errors import ArgumentError
 from pfgm_fast.plots.style import figure_of, finish
 from pfgm_fast.training.files import beside
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """(M, C, H, W) in [−1, 1] → (M, H, W, 3) uint8; values outside are clipped."""
+    """(M, C, H, W) in [−1, 1] → (M, H, W, 3) uint8; values outside are clipped.
+
+    Raises: ArgumentError naming how many images hold values that are not finite: a picture would hide them.
+    """
+    bad = int((~images.detach().flatten(1).isfinite().all(1)).sum())
+    if bad:
+        raise ArgumentError(
+            f"{bad} of {len(images)} images hold values that are not finite (NaN or infinite)"
+        )
     scaled = ((images.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255)
     array = scaled.to(dtype=scaled.dtype).numpy().astype(np.uint8).transpose(0, 2, 3, 1)
     return np.repeat(array, 3, axis=3) if array.shape[3] == 1 else array[..., :3]

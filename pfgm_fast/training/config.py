@@ -102,14 +102,15 @@ MethodSettings = Annotated[dict[str, Any] | None, settings.Variants(METHODS, "pf
 
 @dataclass(frozen=True)
 class DataRecord:
-    """The data of a run: `ImageSet.digest` and `ImageSet.describe()`."""
+    """The data of a run: `ImageSet.digest`, `ImageSet.describe()`, and the names of the classes where they are known."""
 
     digest: str
     description: str
+    classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, images: ImageSet) -> DataRecord:
-        return cls(images.digest, images.describe())
+        return cls(images.digest, images.describe(), tuple(map(str, images.classes)))
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,13 @@ class RunConfig:
             raise CheckpointError(f"{path}: {error}") from error
 
 
+def image_shape(network: UNetConfig) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network is for."""
+    size: Any = network.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return network.channels, height, width
+
+
 def absolute(data: str) -> str:
     """A path of data as a run records it, from whatever folder it is used later; names such as `digits` stay."""
     path = os.path.abspath(os.path.expanduser(data))
@@ -215,7 +223,7 @@ def differences(before: RunConfig, now: RunConfig) -> list[str]:
 
 
 _FREE = frozenset(
-    ["format", "data", "preset", "dataset", "dataset.digest", "dataset.description"]
+    ["format", "data", "preset", "dataset", "dataset.digest", "dataset.description", "dataset.classes"]
     + [
         f"train.{name}"
         for name in (

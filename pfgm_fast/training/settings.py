@@ -102,14 +102,14 @@ def assignments(kind: type, pairs: Iterable[str], base: Mapping[str, Any] | None
     return result
 
 
-def overlay(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """base with changes laid over it, group by group; a variant of another name begins anew."""
     out = dict(base)
     for key, value in changes.items():
         old = out.get(key)
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             renamed = "name" in value and value["name"] != old.get("name", value["name"])
-            value = dict(value) if renamed else overlay(old, value)
+            value = dict(value) if renamed else merged(old, value)
         out[key] = value
     return out
 
@@ -239,7 +239,7 @@ def _assign(
         if dataclasses.is_dataclass(value):  # what was given of a group, not its defaults
             value = json.loads(text)
         both = isinstance(value, dict) and isinstance(into.get(key), dict)
-        into[key] = overlay(into[key], value) if both else value
+        into[key] = merged(into[key], value) if both else value
         return
     group = into.get(key)
     if not isinstance(group, dict):
@@ -270,9 +270,13 @@ def _inner(hint: Any) -> Any:
     return hint
 
 
-@functools.cache
-def fields_of(kind: type) -> dict[str, Any]:
+def fields_of(kind: Any) -> dict[str, Any]:
     """name → annotation of the fields that a dataclass is made from."""
+    return _fields(kind)
+
+
+@functools.cache
+def _fields(kind: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
 
@@ -316,9 +320,8 @@ def _refused(hint: Any, value: object, name: str) -> ArgumentError:
 def _known(key: object, hints: Mapping[str, Any], name: str) -> str:
     if isinstance(key, str) and key in hints:
         return key
-    full = _dotted(name, str(key))
     raise ArgumentError(
-        f"unknown setting {full!r}{_nearest(str(key), hints)}; known are {', '.join(sorted(hints))}"
+        f"{name or 'run'}: unknown setting {str(key)!r}{_nearest(str(key), hints)}; known are {', '.join(sorted(hints))}"
     )
 
 

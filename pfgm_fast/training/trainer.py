@@ -25,12 +25,15 @@ from pfgm_fast.precision import single
 from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.checkpoint import Checkpoint
-from pfgm_fast.training.config import DataRecord, RunConfig, absolute, differences
+from pfgm_fast.training.config import DataRecord, RunConfig, absolute, differences, image_shape
 from pfgm_fast.training.lock import RunLock
 from pfgm_fast.training.log import MetricsLog, board
 from pfgm_fast.training.settings import fields_of as settings_of
 from pfgm_fast.training.stop import on_signals
 from pfgm_fast.training.watch import Watch
+
+TIMED = 10
+"""Updates after which the time of one and the time left are said."""
 
 
 class Trainer:
@@ -52,7 +55,8 @@ class Trainer:
         images: data.ImageSet | None = None,
     ) -> None:
         self.folder, self.device = Path(folder), torch.device(device)
-        loaded = data.load(config.data, config.size) if images is None else images
+        size: Any = config.size
+        loaded = data.load(config.data, size) if images is None else images
         _fits(config, loaded)
         train = config.train
         record = DataRecord.of(loaded)
@@ -118,7 +122,8 @@ class Trainer:
     def _loop(self, until: int, log: MetricsLog, bar: Any, lock: RunLock) -> None:
         train = self.config.train
         watch = Watch(self.folder, train.skip_nonfinite)
-        began, done, first = time.perf_counter() - log.seconds, self._step, True
+        began, start, done, first = time.perf_counter() - log.seconds, self._step, self._step, True
+        warm = began
         while self._step < until and not self._stop:
             loss, norm = self._update()
             watch.add(self._step + 1, self._rate(self._step), loss, norm)
@@ -129,11 +134,14 @@ class Trainer:
             if first or logged or sampled or saved or watch.due or self._stop:
                 watch.look(self._saved)
             if first:
-                first = False
+                first, warm = False, time.perf_counter()
                 self.config.save(self.folder)
                 log.begin()
             bar.update()
             lock.renew()
+            if not bar.disable and self._step - start == TIMED:
+                each = (time.perf_counter() - warm) / (TIMED - 1)
+                bar.write(f"time      {each:.3g} s an update, {duration(each * (until - self._step))} left")
             if logged and (figures := watch.take()) is not None:
                 seconds = time.perf_counter() - began
                 images = (self._step - done) * train.batch
@@ -308,6 +316,17 @@ class Trainer:
         log.add_images("samples", grid, self._step)
 
 
+def duration(seconds: float) -> str:
+    """ "41 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
 def _ema(rate: float) -> Callable[..., None]:
     """AveragedModel's hook: average ← d·average + (1 − d)·weights with d = min(rate, (1 + n)/(10 + n))."""
 
@@ -321,11 +340,11 @@ def _ema(rate: float) -> Callable[..., None]:
 
 def _fits(config: RunConfig, images: data.ImageSet) -> None:
     network = config.network
-    channels, height, width = images.shape
-    if (channels, height, width) != (network.channels, network.image_size, network.image_size):
+    if images.shape != image_shape(network):
         raise ArgumentError(
-            f"the network is for images of {network.channels}×{network.image_size}×{network.image_size}, "
-            f"{images.name} has {channels}×{height}×{width}"
+            f"the network is for images of {'×'.join(map(str, image_shape(network)))}, "
+            f"{images.name} has {'×'.join(map(str, images.shape))} (channels×height×width): "
+            "give --size, other data, or leave the preset out for a network that fits"
         )
     if config.train.conditional and network.classes < 1:
         raise ArgumentError("conditional training needs a network with classes (UNetConfig.classes)")
