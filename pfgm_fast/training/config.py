@@ -139,7 +139,10 @@ class RunConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; `from_dict` is the inverse."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        values = dataclasses.asdict(self)
+        if self.method is not None:  # JSON knows no infinity
+            values["method"] = {k: "inf" if v == math.inf else v for k, v in self.method.items()}
+        return {"format": FORMAT, **values}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
