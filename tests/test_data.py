@@ -238,12 +238,10 @@ def test_bad_folders(tmp_path: Path) -> None:
         load(tmp_path)
     _png(tmp_path / "a.png", _pixels(4, 4))
     _png(tmp_path / "b.png", _pixels(5, 4))
-    with pytest.raises(
-        DataError, match=r"b\.png has shape \(5, 4, 1\), the first image \(4, 4, 1\).*give a size"
-    ):
+    with pytest.raises(DataError, match=r"b\.png: 5×4 pixels, the first image has 4×4: give a size"):
         load(tmp_path)
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    with pytest.raises(DataError, match=r"b\.png cannot be read as an image"):
+    with pytest.raises(DataError, match=r"b\.png: cannot be read as an image"):
         load(tmp_path)
 
 
@@ -269,7 +267,7 @@ def test_bad_arrays(tmp_path: Path) -> None:
 
 def test_a_pickle_runs_no_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data_batch_1").write_bytes(pickle.dumps({b"data": _Evil(), b"labels": []}))
-    with pytest.raises(DataError, match=r"is not a batch of CIFAR-10's python version.*which is no array"):
+    with pytest.raises(DataError, match=r"is not a batch of CIFAR's python version.*which is no array"):
         load(tmp_path)
     assert "code was run" not in capsys.readouterr().out
     (tmp_path / "data_batch_1").unlink()

@@ -1,76 +1,109 @@
-"""A folder or a zip of image files; sub-folders are classes."""
+"""A folder or a zip of image files, read by the policy of `policy.py` and labelled by `classes.py`."""
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Callable
+import os
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from pfgm_fast.data.classes import DATASET_JSON, label
 from pfgm_fast.data.imageset import ImageSet
+from pfgm_fast.data.policy import ALPHA, ANIMATED, BAD_EXIF, Policy, decodable, decode
+from pfgm_fast.data.tree import Tree, open_tree, some
 from pfgm_fast.errors import DataError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 
-
-def _listed(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Names of the image files within, sorted, and a function that reads one."""
-    if path.is_dir():
-        names = (str(p.relative_to(path)) for p in path.rglob("*"))
-        return _images(names), lambda name: (path / name).read_bytes()
-    try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is not a zip file, or is truncated: {error}") from error
-    return _images(archive.namelist()), archive.read
-
-
-def _images(names: object) -> list[str]:
-    return sorted(n for n in names if PurePosixPath(n).suffix.lower() in SUFFIXES)  # type: ignore[attr-defined]
-
-
-def _decode(raw: bytes, where: str, size: int | None) -> np.ndarray:
-    """(H, W, C) bytes; a square from the middle resized to `size` where it is given."""
-    try:
-        opened = Image.open(io.BytesIO(raw))
-        image = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16", "LA") else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where} cannot be read as an image: {error}") from error
-    if size is not None and image.size != (size, size):
-        edge = min(image.size)
-        left, top = (image.width - edge) // 2, (image.height - edge) // 2
-        image = image.crop((left, top, left + edge, top + edge)).resize((size, size), Image.Resampling.BOX)
-    array = np.asarray(image)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def read_images(path: Path, size: int | None = None) -> ImageSet:
-    names, read = _listed(path)
-    if not names:
-        raise DataError(f"{path} holds no image files ({', '.join(sorted(SUFFIXES))})")
-    stack: np.ndarray | None = None
-    for i, name in enumerate(names):
+def read_images(path: Path, policy: Policy, split: str | None = None) -> ImageSet:
+    """Raises: DataError naming the first file that cannot be read, or that has another size than the first."""
+    tree, formats = open_tree(path), decodable()
+    images = [name for name in tree.names if _suffix(name) in formats]
+    out = _left_out(tree, images)
+    if not images:
+        raise DataError(
+            f"{path} holds no image files (.png, .jpg, .webp, .tif and {len(formats) - 4} other endings)"
+            + (f"; {out}" if out else "")
+        )
+    chosen = label(tree, images, split)
+    stack = _Stack(tree, len(chosen.names), policy)
+    for name in chosen.names:
+        raw = tree.read(name)
         try:
-            raw = read(name)
-        except (OSError, zipfile.BadZipFile, EOFError) as error:
-            raise DataError(f"{path}/{name} cannot be read: {error}") from error
-        image = _decode(raw, f"{path}/{name}", size)
-        if stack is None:
-            stack = np.empty((len(names), *image.shape), np.uint8)
-        if image.shape != stack.shape[1:]:
+            stack.add(name, *decode(raw, formats[_suffix(name)], policy))
+        except DataError as error:
+            raise DataError(f"{tree.where(name)}: {error}") from error
+    notes = [*chosen.notes, *stack.notes(), *([out] if out else [])]
+    return ImageSet(path.stem, torch.from_numpy(stack.images), chosen.labels, chosen.classes, tuple(notes))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _left_out(tree: Tree, images: list[str]) -> str:
+    """One sentence on the files that are not read, or nothing."""
+    read = {*images, *(name for name in tree.names if PurePosixPath(name).name == DATASET_JSON)}
+    other = [name for name in tree.names if name not in read]
+    parts = []
+    if other:
+        parts.append(f"{len(other):,} files of no image format that is read ({some(other)})")
+    if tree.hidden:
+        parts.append(f"{len(tree.hidden):,} hidden or system files and folders ({some(tree.hidden)})")
+    return "left out: " + " and ".join(parts) if parts else ""
+
+
+class _Stack:
+    """(M, C, H, W) bytes that grow image by image; grey ones become colour with the first coloured one."""
+
+    def __init__(self, tree: Tree, count: int, policy: Policy) -> None:
+        self._tree, self._count, self._policy = tree, count, policy
+        self._filled = 0
+        self._grey: list[str] = []
+        self._noticed: dict[str, list[str]] = {ALPHA: [], ANIMATED: [], BAD_EXIF: []}
+        self.images = np.empty((0, 1, 0, 0), np.uint8)
+
+    def add(self, name: str, image: np.ndarray, noticed: list[str]) -> None:  # image (H, W, C)
+        height, width, channels = image.shape
+        if self._filled == 0:
+            self.images = self._empty(channels, height, width)
+        if (height, width) != self.images.shape[2:]:
             raise DataError(
-                f"{path}/{name} has shape {image.shape}, the first image {stack.shape[1:]} (H, W, C): "
-                "give a size to bring them to one"
+                f"{height}×{width} pixels, the first image has "
+                f"{self.images.shape[2]}×{self.images.shape[3]}: give a size to bring them to one"
             )
-        stack[i] = image
-    assert stack is not None
-    classes = sorted({PurePosixPath(n).parent.name for n in names})
-    labels = None
-    if len(classes) > 1:
-        labels = torch.tensor([classes.index(PurePosixPath(n).parent.name) for n in names])
-    images = torch.from_numpy(np.ascontiguousarray(stack.transpose(0, 3, 1, 2)))
-    return ImageSet(path.stem, images, labels, tuple(classes) if labels is not None else ())
+        if channels > self.images.shape[1]:
+            grey = self.images[: self._filled]
+            self.images = self._empty(channels, height, width)
+            self.images[: self._filled] = grey
+        self.images[self._filled] = image.transpose(2, 0, 1)  # one channel is spread over three
+        self._filled += 1
+        if channels == 1:
+            self._grey.append(name)
+        for what in noticed:
+            self._noticed[what].append(name)
+
+    def _empty(self, channels: int, height: int, width: int) -> np.ndarray:
+        shape = (self._count, channels, height, width)
+        try:
+            return np.empty(shape, np.uint8)
+        except (MemoryError, ValueError):
+            raise DataError(
+                f"{shape[0]:,} images of {channels}×{height}×{width} need "
+                f"{np.prod(shape, dtype=float) / 1e9:,.0f} GB of memory: give a size"
+            ) from None
+
+    def notes(self) -> list[str]:
+        notes = []
+
+        def note(names: list[str], text: str) -> None:
+            if names:
+                notes.append(f"{len(names):,} of {self._count:,} images {text} ({some(names)})")
+
+        if self.images.shape[1] == 3 and self._policy.channels is None:
+            note(self._grey, "are grey and were made colour like the others; channels=1 makes all grey")
+        ground = self._policy.background
+        note(self._noticed[ALPHA], f"are partly transparent: composed on the background {ground}")
+        note(self._noticed[ANIMATED], "have several frames or pages: the first is read")
+        note(self._noticed[BAD_EXIF], "have damaged metadata: taken as stored, not turned")
+        return notes

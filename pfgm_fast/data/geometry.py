@@ -1,4 +1,4 @@
-"""Sizes of images: what `size` and `crop` may be."""
+"""Sizes of images: what `size` and `crop` may be, and the one way in which an image is brought to them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import operator
 import re
 from collections.abc import Sequence
 
-from pfgm_fast.errors import ArgumentError
+from PIL import Image
+
+from pfgm_fast.errors import ArgumentError, DataError
 
 LARGEST_EDGE = 16_384
 
@@ -30,3 +32,25 @@ def parse_size(size: object, name: str = "size") -> tuple[int, int]:
     if not (1 <= height <= LARGEST_EDGE and 1 <= width <= LARGEST_EDGE):
         raise ArgumentError(f"{name} must have edges of 1 to {LARGEST_EDGE} pixels; got {size!r}")
     return height, width
+
+
+def centre_crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The rectangle of height × width around the centre; of two middles the one nearer to the upper left corner."""
+    if image.size == (width, height):
+        return image
+    if height > image.height or width > image.width:
+        raise DataError(
+            f"an image of {image.height}×{image.width} pixels is smaller than the crop {height}×{width}"
+        )
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def fit(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The largest centred rectangle of the shape height : width, resized by Lanczos' filter, as EDM's and StyleGAN's tools do."""
+    if image.size == (width, height):
+        return image
+    scale = min(image.height / height, image.width / width)
+    tall = min(max(round(height * scale), 1), image.height)
+    wide = min(max(round(width * scale), 1), image.width)
+    return centre_crop(image, tall, wide).resize((width, height), Image.Resampling.LANCZOS)

@@ -16,7 +16,7 @@ from pfgm_fast.errors import DataError
 _HASH_BLOCK = 1 << 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
     """Images with their labels.
 
@@ -87,14 +87,14 @@ class ImageSet:
             digest.update(self.labels[:count].contiguous().numpy().astype("<i8").data)
         return digest.hexdigest()
 
-    def describe(self) -> str:
-        """One line: name, count, shape, classes, the digest's first 12 digits."""
+    def __repr__(self) -> str:
         count = len(self) // 2 if self.flipped else len(self)
         classes = f"{self.num_classes} classes" if self.labels is not None else "no labels"
-        return (
-            f"{self.name}: {count:,} images {'×'.join(map(str, self.shape))}, {classes}, "
-            f"digest {self.digest[:12]}"
-        )
+        return f"{self.name}: {count:,} images {'×'.join(map(str, self.shape))}, {classes}"
+
+    def describe(self) -> str:
+        """One line: name, count, shape, classes, the digest's first 12 digits."""
+        return f"{self!r}, digest {self.digest[:12]}"
 
     def charges(self, labels: bool = False) -> Charges:
         """The whole set as charges, in bytes; with their labels where asked."""
