@@ -4,7 +4,15 @@ from pfgm_fast import _command  # noqa: F401, I001 - first: what follows takes s
 from pfgm_fast import plots
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
-from pfgm_fast.errors import ArgumentError, BackendError, CheckpointError, DataError, PfgmError, SolverError
+from pfgm_fast.errors import (
+    ArgumentError,
+    BackendError,
+    CheckpointError,
+    DataError,
+    DerivativeError,
+    PfgmError,
+    SolverError,
+)
 from pfgm_fast.field import (
     field_divergence,
     field_step,
@@ -36,6 +44,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Denoiser",
+    "DerivativeError",
     "IdealDenoiser",
     "PFGMpp",
     "PfgmError",

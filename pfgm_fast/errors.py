@@ -29,3 +29,7 @@ class SolverError(PfgmError, RuntimeError):
 
 class NonFiniteError(PfgmError, ArithmeticError):
     """A training or a sampler gave numbers that are not finite; the message says where, and what to do."""
+
+
+class DerivativeError(PfgmError, NotImplementedError):
+    """A derivative, or a transform of torch.func, that an operator does not have; the message says which and why."""

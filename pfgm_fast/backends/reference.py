@@ -151,6 +151,18 @@ def second_moment(query: Query, u: Tensor, power: int) -> tuple[Tensor, Tensor]:
     return moment, projection
 
 
+def gaussian_moments(query: Query) -> tuple[Tensor, Tensor]:
+    """Σ_j w_j ‖ρ_j‖² ρ_j (B, N) and Σ_j w_j ‖ρ_j‖⁴ (B,), which derivatives by σ at D = ∞ need."""
+    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
+    cubic, quartic = torch.empty_like(x), torch.empty_like(r)
+    for i in range(x.shape[0]):
+        seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
+        coefficient = seen.weights * seen.squares
+        cubic[i] = weighted_difference(x[i], coefficient, charges, divisor, offset)
+        quartic[i] = (coefficient * seen.squares).sum()
+    return cubic, quartic
+
+
 def field_step(query: Query, r_next: Tensor) -> Tensor:
     """One Euler step of dx/dr = E_x/E_r = (x − m)/r in the true field (PFGM eq. 6, PFGM++ eq. 5)."""
     field, _ = poisson_field(query)

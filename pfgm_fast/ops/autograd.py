@@ -1,199 +1,211 @@
-"""Derivatives of the operators in closed form, as weighted sums over the charges.
+"""The operators' derivatives (`ops.derivatives`) in PyTorch: reverse and forward mode, torch.func's transforms, vmap.
 
-With ρ_j = y_j − x, c_j = (N + D)/d²_j (1/σ² for D = ∞), g = Σ w c ρ, s = Σ w c, e = Σ w ρ = m − x and S_k(u) = Σ w c^k (ρ·u) ρ:
-
-    ∂ℓ_j/∂x = c_j ρ_j            ∂ℓ_j/∂r = −c_j r             (D = ∞: +‖ρ_j‖²/σ³)
-    J_mᵀ u = S_1(u) − g (e·u)    (∂m/∂r)·u = −r (Σ w c (ρ·u) − s e·u)
-    ∇²ℓ u  = (1 + 2/(N + D)) S_2(u) − g (g·u) − s u            (D = ∞: S_2(u) − g (g·u) − s u)
-
-Charges and their weights are data: they have no gradient. Derivatives are first-order (`once_differentiable`).
+Each operator gets two kernels here. At the dispatch key Autograd it records a Function where a gradient or a tangent is asked
+for, and is passed on where not. At functorch's key it hands the same Function to torch.func, whose grad, vjp, jvp and vmap
+then take backward, jvp and vmap from it; for vmap, mapped rows are more rows of one batch.
 """
 
 from __future__ import annotations
 
-import math
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pfgm_fast.backends import reference
-from pfgm_fast.ops.schema import Query
+from pfgm_fast.errors import DerivativeError
+from pfgm_fast.ops import derivatives
+from pfgm_fast.ops.dispatch import chosen_backend, full_precision, use_backend
 
-QUERY_LENGTH = len(Query._fields)
-QUERY_TENSORS = Query._fields.index("divisor")
-
-
-def _rows(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(1)
+ROWS = ("x", "r", "u", "r_next")
+"""Arguments of the field operators with one row a query; the others are the charges'."""
 
 
-def _outer(scale: Tensor, rows: Tensor) -> Tensor:
-    return scale[:, None] * rows
+def _overload(op: str) -> Any:
+    name, _, overload = op.partition(".")
+    return getattr(getattr(torch.ops.pfgm_fast, name), overload or "default")
 
 
-def _save_query(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.tensors = [value if isinstance(value, Tensor) else None for value in inputs[:QUERY_TENSORS]]
-    ctx.save_for_backward(*(value for value in ctx.tensors if value is not None))
-    ctx.present = [value is not None for value in ctx.tensors]
-    del ctx.tensors
-    ctx.numbers = inputs[QUERY_TENSORS:QUERY_LENGTH]
+def _differentiated(args: tuple[Any, ...]) -> bool:
+    """Whether autograd, in either mode, has to know of a call with these arguments."""
+    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+        return True
+    return _has_tangent(args)
 
 
-def _query(ctx: Any) -> Query:
-    saved = iter(ctx.saved_tensors)
-    return Query._make((*(next(saved) if there else None for there in ctx.present), *ctx.numbers))
+def _has_tangent(args: tuple[Any, ...]) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
 
 
-def _log_derivative(query: Query, want: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of the relative log-sum-exp with respect to x and r, times want (B,).
-
-    In r: (1 + ‖ρ‖²/r²)^(−p) gives (N + D)/r − r s = t/r, and exp(−‖ρ‖²/(2σ²)) gives Σ w ‖ρ‖²/σ³ = t/σ.
-    """
-    x, r = query.x, query.r
-    gradient, _, _, trace, _ = torch.ops.pfgm_fast.score(*query)
-    want = want.to(x.dtype)
-    return _outer(want, gradient), want * trace / r
+@contextlib.contextmanager
+def _as_in_forward(backend: str, like: Tensor) -> Iterator[None]:
+    """Derivatives run with the backend that was chosen for their forward, whatever thread they run in, and without autocast."""
+    with use_backend(backend), full_precision(like.device.type):
+        yield
 
 
-def _mean_transpose(ctx: Any, query: Query, u: Tensor) -> tuple[Tensor, Tensor]:
-    """J_mᵀ u (B, N) and (∂m/∂r)·u (B,)."""
-    r, aug_dim = query.r, query.aug_dim
-    u = u.contiguous()
-    gradient, field, rate, trace, _ = torch.ops.pfgm_fast.score(*query)
-    moment, projection = torch.ops.pfgm_fast.second_moment(*query, u, 1)
-    along = -_rows(field, u)  # e·u
-    by_x = moment - _outer(along, gradient)
-    if not math.isinf(aug_dim):
-        return by_x, -r * (projection - rate * along)
-    if not ctx.needs_input_grad[1]:
-        return by_x, torch.zeros_like(r)
-    return by_x, _gaussian_cubic(query, u) / r**3 - trace / r * along
+def _save(ctx: Any, inputs: tuple[Any, ...]) -> None:
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+    ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
+    ctx.there = [isinstance(value, Tensor) for value in inputs]
+    ctx.backend = chosen_backend()
 
 
-def _gaussian_cubic(query: Query, u: Tensor) -> Tensor:
-    """Σ w ‖ρ‖² (ρ·u) (B,), which only ∂m/∂σ at D = ∞ needs: σ³ ∂w_j/∂σ = w_j (‖ρ_j‖² − Σ w ‖ρ‖²).
-
-    No kernel has this moment; it is summed by the reference, row by row, and only where r wants a gradient.
-    """
-    x, r, charges, log_weights, _, _, divisor, offset, aug_dim = query
-    out = torch.empty_like(r)
-    for i in range(x.shape[0]):
-        seen = reference.row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
-        parts = reference.chunks(charges, divisor, offset, x.dtype)
-        projected = torch.cat([(y - x[i]) @ u[i] for _, y in parts])
-        out[i] = (seen.weights * seen.squares * projected).sum()
-    return out
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    tensors = iter(ctx.saved_tensors)
+    return tuple(next(tensors) if there else o for there, o in zip(ctx.there, ctx.others, strict=True))
 
 
-def _pad(count: int, by_x: Tensor, by_r: Tensor) -> tuple[Any, ...]:
-    return (by_x, by_r, *([None] * (count - 2)))
+def _field_function(op: str, rule: derivatives.Derivatives) -> type[torch.autograd.Function]:
+    overload = _overload(op)
+    names = [argument.name for argument in overload._schema.arguments]
+
+    def refuse(asked: list[str]) -> None:
+        if refused := [name for name in asked if name not in rule.by]:
+            raise DerivativeError(f"{op} has no derivative with respect to {refused[0]}: {rule.refusal}")
+
+    class FieldFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*(a.contiguous() if isinstance(a, Tensor) else a for a in args))
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _save(ctx, inputs)
+            ctx.set_materialize_grads(False)
+
+        @staticmethod
+        def backward(ctx: Any, *wants: Tensor | None) -> Any:
+            asked = [name for name, needed in zip(names, ctx.needs_input_grad, strict=True) if needed]
+            if all(want is None for want in wants):
+                return (None,) * len(names)
+            refuse(asked)
+            args = _saved(ctx)
+            with _as_in_forward(ctx.backend, args[0]):
+                found = rule.pull(args, wants, asked)
+            return tuple(found.get(name) if name in asked else None for name in names)
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            moves = {n: t for n, t in zip(names, tangents, strict=True) if isinstance(t, Tensor)}
+            refuse(list(moves))
+            args = _saved(ctx)
+            # PyTorch calls this with forward mode off, which would make an outer jvp (forward over forward) silently 0.
+            with _as_in_forward(ctx.backend, args[0]), forward_ad._set_fwd_grad_enabled(True):
+                primals = (forward_ad.unpack_dual(a).primal if isinstance(a, Tensor) else a for a in args)
+                found = rule.push(tuple(primals), moves)
+            return found if len(found) > 1 else found[0]
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+            """Rows of the mapped dimension become rows of the batch."""
+            folded = []
+            for name, dim, value in zip(names, in_dims, args, strict=True):
+                if name in ROWS:
+                    rows = (
+                        value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+                    )
+                    value = rows.reshape(-1, *rows.shape[2:]).contiguous()
+                elif dim is not None:
+                    raise DerivativeError(
+                        f"{op} cannot be mapped (vmap) over {name}: map over x and r, or loop"
+                    )
+                folded.append(value)
+            found = FieldFunction.apply(*folded)
+            if isinstance(found, Tensor):
+                return found.reshape(info.batch_size, -1, *found.shape[1:]), 0
+            parts = tuple(part.reshape(info.batch_size, -1, *part.shape[1:]) for part in found)
+            return parts, (0,) * len(parts)
+
+    FieldFunction.__name__ = FieldFunction.__qualname__ = op
+    return FieldFunction
 
 
-def _posterior_mean_backward(ctx: Any, want_mean: Tensor, want_lse: Tensor) -> tuple[Any, ...]:
-    query = _query(ctx)
-    by_x, by_r = _mean_transpose(ctx, query, want_mean)
-    lse_x, lse_r = _log_derivative(query, want_lse)
-    return _pad(QUERY_LENGTH, by_x + lse_x, by_r + lse_r)
+def _step_function(op: str, formula: Callable[..., Any]) -> type[torch.autograd.Function]:
+    """Reverse mode of a step through the reference's formula: a step is cheap, its derivative is nobody's hot path."""
+    overload = _overload(op)
+
+    class StepFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                return overload(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            _save(ctx, inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *wants: Tensor) -> tuple[Any, ...]:
+            again = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
+            # Views: what one argument owes to another is not this step's derivative.
+            args = [
+                (a.view_as(a) if again else a.detach()).requires_grad_()
+                if needed and not again
+                else a.view_as(a)
+                if needed
+                else a
+                for a, needed in zip(_saved(ctx), ctx.needs_input_grad, strict=True)
+            ]
+            asked = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
+            with torch.enable_grad(), full_precision(wants[0].device.type):
+                outputs = formula(*args)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                found = torch.autograd.grad(
+                    outputs, [args[i] for i in asked], wants, create_graph=again, allow_unused=True
+                )
+            result: list[Any] = [None] * len(args)
+            for i, gradient in zip(asked, found, strict=True):
+                result[i] = gradient
+            return tuple(result)
+
+    StepFunction.__name__ = StepFunction.__qualname__ = op
+    return StepFunction
 
 
-def _poisson_field_backward(ctx: Any, want_field: Tensor, want_lse: Tensor) -> tuple[Any, ...]:
-    query = _query(ctx)
-    by_x, by_r = _mean_transpose(ctx, query, want_field)
-    lse_x, lse_r = _log_derivative(query, want_lse)
-    return _pad(QUERY_LENGTH, want_field - by_x + lse_x, lse_r - by_r)
+def _register_one(
+    library: torch.library.Library,
+    op: str,
+    function: type[torch.autograd.Function],
+    in_forward_mode: Callable[..., Any],
+    transformed: Callable[..., Any],
+) -> None:
+    """The two kernels: in_forward_mode where tangents are about, transformed under torch.func."""
+    overload = _overload(op)
 
+    def autograd(keys: Any, *args: Any) -> Any:
+        if _has_tangent(args):
+            return in_forward_mode(*args)
+        if _differentiated(args):
+            return function.apply(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
 
-def _log_density_backward(ctx: Any, want: Tensor) -> tuple[Any, ...]:
-    by_x, by_r = _log_derivative(_query(ctx), want)
-    return _pad(QUERY_LENGTH, by_x, by_r)
-
-
-def _field_step_backward(ctx: Any, want: Tensor) -> tuple[Any, ...]:
-    query, r_next = _query(ctx), ctx.r_next
-    r = query.r
-    factor = (r_next - r) / r
-    field, _ = torch.ops.pfgm_fast.poisson_field(*query)
-    by_x, by_r = _mean_transpose(ctx, query, want)
-    along = _rows(field, want)
-    return (
-        want + _outer(factor, want - by_x),
-        -r_next / (r * r) * along - factor * by_r,
-        *([None] * (QUERY_LENGTH - 2)),
-        along / r,
-    )
-
-
-def _field_step_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    _save_query(ctx, inputs, output)
-    ctx.r_next = inputs[QUERY_LENGTH]
-
-
-def _score_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _save_query(ctx, inputs, output)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _score_backward(ctx: Any, want: Tensor, *_: Tensor) -> tuple[Any, ...]:
-    query = _query(ctx)
-    x, r, aug_dim = query.x, query.r, query.aug_dim
-    want = want.contiguous()
-    gradient, _, rate, _, _ = torch.ops.pfgm_fast.score(*query)
-    moment, projection = torch.ops.pfgm_fast.second_moment(*query, want, 2)
-    factor = 1.0 if math.isinf(aug_dim) else 1 + 2 / (x.shape[1] + aug_dim)
-    along = _rows(gradient, want)
-    by_x = factor * moment - _outer(along, gradient) - _outer(rate, want)
-    if math.isinf(aug_dim):  # g = (m − x)/σ²
-        mean_by_r = _mean_transpose(ctx, query, want)[1]
-        by_r = mean_by_r / (r * r) - 2 * along / r
-    else:
-        by_r = -r * (factor * projection - rate * along)
-    return _pad(QUERY_LENGTH, by_x, by_r)
-
-
-def _not_differentiable(name: str) -> Any:
-    def backward(ctx: Any, *_: Tensor) -> Any:
-        raise NotImplementedError(f"pfgm_fast::{name} has no derivative: it is itself part of one")
-
-    return backward
-
-
-def _recompute(name: str) -> tuple[Any, Any]:
-    """Autograd of a step through the reference's formula: a step is cheap, its derivative is nobody's hot path."""
-    function = getattr(reference, name)
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.tensors_at = [i for i, value in enumerate(inputs) if isinstance(value, Tensor)]
-        ctx.others = [None if isinstance(value, Tensor) else value for value in inputs]
-        ctx.save_for_backward(*(inputs[i] for i in ctx.tensors_at))
-
-    def backward(ctx: Any, *wants: Tensor) -> tuple[Any, ...]:
-        arguments = list(ctx.others)
-        leaves = [value.detach().requires_grad_() for value in ctx.saved_tensors]
-        for i, leaf in zip(ctx.tensors_at, leaves, strict=True):
-            arguments[i] = leaf
-        with torch.enable_grad():
-            outputs: Any = function(*arguments)
-        results = outputs if isinstance(outputs, tuple) else (outputs,)
-        gradients = torch.autograd.grad(results, leaves, wants, allow_unused=True)
-        result: list[Any] = [None] * len(arguments)
-        for i, gradient in zip(ctx.tensors_at, gradients, strict=True):
-            result[i] = gradient
-        return tuple(result)
-
-    return setup, backward
+    library.impl(op, autograd, "Autograd", with_keyset=True)
+    library.impl(op, transformed, "FuncTorchDynamicLayerFrontMode")
 
 
 def register(library: torch.library.Library) -> None:
-    """Attach every operator's derivative; those without one raise at backward instead of giving none."""
-    field = {
-        "posterior_mean": (_save_query, _posterior_mean_backward),
-        "poisson_field": (_save_query, _poisson_field_backward),
-        "log_density": (_save_query, _log_density_backward),
-        "score": (_score_setup, _score_backward),
-        "field_step": (_field_step_setup, _field_step_backward),
-        "second_moment": (None, _not_differentiable("second_moment")),
-    }
-    steps = {name: _recompute(name) for name in ("normalize_field", "drift", "euler_step", "heun_step")}
-    for name, (setup, backward) in {**field, **steps}.items():
-        torch.library.register_autograd(f"pfgm_fast::{name}", backward, setup_context=setup, lib=library)
+    """Attach every operator's derivatives; what an operator does not have raises a DerivativeError."""
+    for op, rule in derivatives.FIELD.items():
+        function = _field_function(op, rule)
+        _register_one(library, op, function, function.apply, function.apply)
+    for op in derivatives.STEPS:
+        formula = _in_full_precision(getattr(reference, op))
+        _register_one(library, op, _step_function(op, formula), formula, formula)
+
+
+def _in_full_precision(formula: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        with full_precision(args[0].device.type):
+            return formula(*args)
+
+    return call

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, BackendError
-from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
+from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
 
 TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
@@ -102,7 +102,7 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
 
     Raises: BackendError with each asked backend's reason.
     """
-    wanted = chosen_backend()
+    wanted = "reference" if op in REFERENCE_ONLY else chosen_backend()
     key = (
         op,
         wanted,
@@ -132,16 +132,25 @@ def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) 
     )
 
 
+def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Without autocast, where the caller has it on: kernels, proofs and derivatives compute in the dtype that they are given."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
 def kernel(op: str) -> Callable[..., Any]:
     """The front operator's kernel: ask the table, call the backend's function of the same name."""
     name = function_name(op)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return getattr(choose(name, args[0], None), name)(*args, **kwargs)
+        with full_precision(args[0].device.type):
+            return getattr(choose(name, args[0], None), name)(*args, **kwargs)
 
     def call_field(*args: Any) -> Any:
         query = Query(*args[:QUERY_LENGTH])
-        return getattr(choose(name, query.x, query.charges), name)(query, *args[QUERY_LENGTH:])
+        with full_precision(query.x.device.type):
+            return getattr(choose(name, query.x, query.charges), name)(query, *args[QUERY_LENGTH:])
 
     kernel = call_field if op in FIELD_OPERATORS else call
     kernel.__name__ = name

@@ -37,6 +37,7 @@ _FAKES: dict[str, Any] = {
     ),
     "log_density": lambda x, *_: _fake_lse(x),
     "second_moment": lambda x, *_: (torch.empty_like(x), _fake_rows(x)),
+    "gaussian_moments": lambda x, *_: (torch.empty_like(x), _fake_rows(x)),
     "field_step": lambda x, *_: torch.empty_like(x),
     "normalize_field": lambda field, r, gamma: (torch.empty_like(field), _fake_rows(field)),
     # The network's output may be bfloat16 or channels-last; the drift is in z's dtype, as x is.

@@ -37,6 +37,7 @@ SCHEMAS: dict[str, str] = {
     "score": f"({QUERY}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "log_density": f"({QUERY}) -> Tensor",
     "second_moment": f"({QUERY}, Tensor u, int power) -> (Tensor, Tensor)",
+    "gaussian_moments": f"({QUERY}) -> (Tensor, Tensor)",
     "field_step": f"({QUERY}, Tensor r_next) -> Tensor",
     "normalize_field": "(Tensor field, Tensor r, float gamma) -> (Tensor, Tensor)",
     "drift": "(Tensor vx, Tensor vz, Tensor z, float gamma, float z_exp) -> Tensor",
@@ -53,8 +54,19 @@ SCHEMAS: dict[str, str] = {
     ),
 }
 
-FIELD_OPERATORS = ("posterior_mean", "poisson_field", "score", "log_density", "second_moment", "field_step")
+FIELD_OPERATORS = (
+    "posterior_mean",
+    "poisson_field",
+    "score",
+    "log_density",
+    "second_moment",
+    "gaussian_moments",
+    "field_step",
+)
 """The operators that sum over charges; their arguments begin with a query's."""
+
+REFERENCE_ONLY = ("gaussian_moments",)
+"""Operators that only the reference has, whichever backend is asked for: derivatives by σ at D = ∞, nobody's hot path."""
 
 
 def function_name(op: str) -> str:
