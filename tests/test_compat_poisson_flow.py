@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pfgm_fast as pf
-from pfgm_fast.compat import checkpoint
+from pfgm_fast.compat import modules
 from pfgm_fast.compat import poisson_flow as compat
 from pfgm_fast.errors import ArgumentError, CheckpointError
 from pfgm_fast.nn import DDPMpp, UNetConfig
@@ -67,15 +67,16 @@ def test_the_released_cifar10_network_fits(fixtures) -> None:
     """All 565 entries of the authors' state dict: the architecture is inferred, and every parameter has its place."""
     shapes = json.loads((fixtures / "poisson_flow_cifar10_ddpmpp_shapes.json").read_text())
     assert len(shapes) == 565
-    modules = checkpoint._grouped((name, tuple(shape)) for name, shape in shapes.items())
-    config = checkpoint.infer_config(modules, 32)
+    meta = [(name, torch.empty(shape, device="meta")) for name, shape in shapes.items()]
+    found = modules.grouped(meta)
+    config = modules.infer_config(found)
     assert config == UNetConfig(3, 32, 128, (1, 2, 2, 2), 4, (16,))
-    with torch.device("meta"), torch.no_grad():
+    assert modules.output_channels(found) == 4
+    with torch.device("meta"):
         mine = DDPMpp(config)
-        for index, layer in enumerate(mine.blocks_in_order()):
-            theirs = {name: torch.empty(shape) for name, shape in modules[index].items()}
-            checkpoint._fill(layer, theirs, f"module {index}")
-    assert index == max(modules)
+    state = modules.unet_state(mine.unet, found)
+    needed = mine.unet.state_dict()
+    assert {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in needed.items()}
     theirs_count = sum(int(np.prod(s)) for name, s in shapes.items() if name != "sigmas")
     assert sum(p.numel() for p in mine.parameters()) == theirs_count
 

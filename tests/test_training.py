@@ -120,7 +120,7 @@ def test_conditional_flipped_bfloat16_and_few_charges(tmp_path: Path) -> None:
     trainer.run(progress=False)
     net, _, loaded = load_network(tmp_path)
     assert loaded.train.conditional
-    assert net.classes is not None
+    assert net.unet.map_label is not None
 
 
 def test_sample_grids_and_other_averages(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_channels_last_changes_the_layout_alone(tmp_path: Path) -> None:
     losses = []
     for last in (True, False):
         trainer = Trainer(_with(channels_last=last, steps=3), tmp_path / str(last))
-        kernel = trainer.net.stem.weight
+        kernel = trainer.net.unet.dec["8x8_aux_conv"].weight
         assert kernel.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
         trainer.run(progress=False)
         losses.append([float(x) for x in _losses(tmp_path / str(last))])

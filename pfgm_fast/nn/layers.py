@@ -1,4 +1,8 @@
-"""The blocks of DDPM++ (Song et al. 2021, arXiv 2011.13456, appendix H): residual block, attention, embedding."""
+"""The layers that the networks share: embeddings of the noise level, resampling convolutions, the residual block with attention.
+
+Names of parameters and buffers (`conv0`, `affine`, `qkv`, `resample_filter`, …) are those of the files of EDM and PFGM++
+(arXiv 2206.00364, 2302.04265), so that their weights are loaded by name.
+"""
 
 from __future__ import annotations
 
@@ -21,86 +25,172 @@ def variance_scaling_(weight: Tensor, scale: float = 1.0) -> None:
     nn.init.uniform_(weight, -bound, bound)
 
 
-def conv(channels: int, out: int, kernel: int, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps the size, (B, channels, H, W) → (B, out, H, W), of variance `scale` and bias 0."""
-    layer = nn.Conv2d(channels, out, kernel, padding=kernel // 2)
-    variance_scaling_(layer.weight, scale)
-    nn.init.constant_(layer.get_parameter("bias"), 0.0)
-    return layer
+def init_ddpm_(net: nn.Module) -> None:
+    """DDPM's initialisation (arXiv 2006.11239; score-SDE, appendix H) of all convolutions and linear layers within.
+
+    Variance 1/fan_avg and bias 0; a block's last layer and the head almost zero; attention's q, k, v of variance 0.1/C (fan_avg is
+    2C for the three together).
+    """
+    scales = {"conv1": ALMOST_ZERO, "proj": ALMOST_ZERO, "aux_conv": ALMOST_ZERO, "qkv": 0.2}
+    for name, module in net.named_modules():
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if isinstance(module, (nn.Linear, nn.Conv2d, ResampleConv)) and weight is not None:
+            last = name.rpartition(".")[2]
+            variance_scaling_(weight, next((v for k, v in scales.items() if last.endswith(k)), 1.0))
+            if bias is not None:
+                nn.init.zeros_(bias)
 
 
-def linear(features: int, out: int) -> nn.Linear:
-    """(B, features) → (B, out), of variance 1 and bias 0."""
-    layer = nn.Linear(features, out)
-    variance_scaling_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+def conv(channels: int, out: int, kernel: int) -> nn.Conv2d:
+    """A convolution that keeps the size, (B, channels, H, W) → (B, out, H, W)."""
+    return nn.Conv2d(channels, out, kernel, padding=kernel // 2)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels."""
-    return nn.GroupNorm(max(1, min(channels // 4, 32)), channels, eps=1e-6)
+    return nn.GroupNorm(max(1, min(channels // 4, 32)), channels, eps=eps)
 
 
 def positional_embedding(
     position: Tensor,  # (B,)
     features: int,
     longest: float = 10_000.0,
+    endpoint: bool = True,
 ) -> Tensor:
-    """[sin(position·f_k), cos(position·f_k)] (B, features), f_k from 1 down to 1/longest in equal ratios."""
+    """[sin(position·f_k), cos(position·f_k)] (B, features), f_k from 1 in equal ratios down to 1/longest, which is
+    the last one with `endpoint` (score-SDE) and the one after it without (ADM)."""
     half = features // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=position.device) / max(1, half - 1)
+    steps = max(1, half - 1) if endpoint else half
+    exponent = torch.arange(half, dtype=torch.float32, device=position.device) / steps
     angle = position.float()[:, None] * torch.exp(-math.log(longest) * exponent)
     return F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, features % 2))
 
 
-class ResidualBlock(nn.Module):
-    """BigGAN residual block: norm, activation, (re)sample, convolution, embedding, norm, activation, convolution, skip.
+class FourierEmbedding(nn.Module):
+    """[sin(2π f_k s), cos(2π f_k s)] (B, features) of s (B,), f_k ~ N(0, scale²) drawn once, not trained (score-SDE, appendix H)."""
 
-    (B, channels, H, W) → (B, out, H', W') with H' = H, 2H ("up", nearest) or H/2 ("down", mean). The skip is a 1×1 convolution
-    where the shape changes, and the sum is divided by √2 (skip rescaling).
+    freqs: Tensor
+
+    def __init__(self, features: int, scale: float = 16.0) -> None:
+        super().__init__()
+        self.register_buffer("freqs", scale * torch.randn(features // 2))
+
+    def forward(self, position: Tensor) -> Tensor:
+        angle = torch.outer(position.float(), 2 * math.pi * self.freqs.float())
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+class ResampleConv(nn.Module):
+    """Up- or down-sampling by two with a separable filter, and a convolution: (B, channels, H, W) → (B, out, 2H or H/2, …).
+
+    kernel: of the convolution after it; 0: none, out = channels. fused: the convolution goes first where the image shrinks, at
+    full resolution (score-SDE's residual input, appendix H; StyleGAN-2). filter: an even number of taps; (1, 1) is the mean
+    of 2 × 2 pixels, or each pixel four times.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        resample: Resample,
+        filter: tuple[float, ...] = (1, 1),
+        fused: bool = False,
+    ) -> None:
+        super().__init__()
+        self.channels, self.resample, self.fused = channels, resample, fused
+        like = conv(channels, out, kernel) if kernel else None
+        self.weight: nn.Parameter | None = None if like is None else like.get_parameter("weight")
+        self.bias: nn.Parameter | None = None if like is None else like.get_parameter("bias")
+        taps = torch.tensor(filter, dtype=torch.float32)
+        self.box = len(filter) == 2 and filter[0] == filter[1]
+        self.register_buffer("resample_filter", (torch.outer(taps, taps) / taps.sum() ** 2)[None, None])
+
+    def _fir(self, x: Tensor, padding: int) -> Tensor:
+        """The filter and every second pixel, or the filter between pixels: up-sampling keeps the image's mean by the factor 4."""
+        channels = x.shape[1]
+        kernel = self.resample_filter.to(x.dtype).expand(channels, 1, -1, -1)
+        if self.resample == "up":
+            return F.conv_transpose2d(x, 4 * kernel, stride=2, padding=padding, groups=channels)
+        return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = (self.resample_filter.shape[-1] - 1) // 2
+        around = 0 if self.weight is None else self.weight.shape[-1] // 2
+        if self.fused and self.resample == "down" and self.weight is not None:
+            # The bias commutes with a filter of sum 1.
+            return self._fir(F.conv2d(x, self.weight, self.bias, padding=around + reach), 0)
+        if not self.box:
+            x = self._fir(x, reach)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.avg_pool2d(x, 2)
+        return x if self.weight is None else F.conv2d(x, self.weight, self.bias, padding=around)
+
+
+class UNetBlock(nn.Module):
+    """Residual block: norm, activation, (re)sampling, convolution, embedding, norm, activation, convolution, skip; then attention.
+
+    x (B, channels, H, W), activated embedding (B, embedding) → (B, out, H', W') with H' = H, 2H ("up") or H/2 ("down").
+
+    heads: of self-attention over the pixels, 0 for none. skip_scale: factor on every sum, √½ in the score-SDE line
+    (arXiv 2011.13456, appendix H), 1 in ADM (arXiv 2105.05233). adaptive: the embedding scales and shifts after the second norm
+    instead of being added before it. project: the skip of a resampled image has a 1×1 convolution though its width stays.
     """
 
     def __init__(
-        self, channels: int, out: int, embedding: int, dropout: float = 0.0, resample: Resample = "none"
+        self,
+        channels: int,
+        out: int,
+        embedding: int,
+        *,
+        resample: Resample = "none",
+        heads: int = 0,
+        dropout: float = 0.0,
+        filter: tuple[float, ...] = (1, 1),
+        skip_scale: float = math.sqrt(0.5),
+        adaptive: bool = False,
+        project: bool = True,
+        eps: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.resample = resample
-        self.norm_in = group_norm(channels)
-        self.conv_in = conv(channels, out, 3)
-        self.embed = linear(embedding, out)
-        self.norm_out = group_norm(out)
+        self.channels, self.out, self.resample, self.heads = channels, out, resample, heads
+        self.skip_scale, self.adaptive = skip_scale, adaptive
+
+        def layer(kernel: int) -> nn.Module:
+            if resample == "none":
+                return conv(channels, out, kernel)
+            return ResampleConv(channels, out, kernel, resample, filter)
+
+        self.norm0, self.conv0 = group_norm(channels, eps), layer(3)
+        self.affine = nn.Linear(embedding, 2 * out if adaptive else out)
+        self.norm1, self.conv1 = group_norm(out, eps), conv(out, out, 3)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = conv(out, out, 3, ALMOST_ZERO)
-        self.skip = conv(channels, out, 1) if channels != out or resample != "none" else None
+        self.skip: nn.Module | None = None
+        if channels != out or resample != "none":
+            self.skip = layer(1 if project or channels != out else 0)
+        if heads:
+            self.norm2 = group_norm(out, eps)
+            self.qkv, self.proj = conv(out, 3 * out, 1), conv(out, out, 1)
 
-    def _resampled(self, h: Tensor) -> Tensor:
-        if self.resample == "up":
-            return F.interpolate(h, scale_factor=2, mode="nearest")
-        return F.avg_pool2d(h, 2) if self.resample == "down" else h
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        condition = self.affine(embedding)[:, :, None, None]
+        if self.adaptive:
+            scale, shift = condition.chunk(2, 1)
+            h = self.norm1(h) * (1 + scale) + shift
+        else:
+            h = self.norm1(h + condition)
+        h = self.conv1(self.dropout(F.silu(h)))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        return (x + self._attention(self.norm2(x))) * self.skip_scale if self.heads else x
 
-    def forward(self, x: Tensor, activated_embedding: Tensor) -> Tensor:
-        """x (B, channels, H, W), activated_embedding (B, embedding) → (B, out, H', W')."""
-        h = self.conv_in(self._resampled(F.silu(self.norm_in(x))))
-        h = h + self.embed(activated_embedding)[:, :, None, None]
-        h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))
-        x = self._resampled(x)
-        if self.skip is not None:
-            x = self.skip(x)
-        return (x + h) * math.sqrt(0.5)
-
-
-class Attention(nn.Module):
-    """One head of self-attention over the pixels, skip-rescaled: (B, C, H, W) → the same."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels)
-        self.qkv = conv(channels, 3 * channels, 1, 2.0)  # fan_avg is 2C here, C for each of the three
-        self.out = conv(channels, channels, 1, ALMOST_ZERO)
-
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        h = F.scaled_dot_product_attention(query, key, value)
-        h = self.out(h.transpose(1, 2).reshape(x.shape))
-        return (x + h) * math.sqrt(0.5)
+    def _attention(self, x: Tensor) -> Tensor:
+        # Channels of qkv: head, feature, then q, k, v side by side.
+        qkv = self.qkv(x).flatten(2).unflatten(1, (self.heads, self.out // self.heads, 3))
+        query, key, value = (part.transpose(2, 3) for part in qkv.unbind(3))
+        h = F.scaled_dot_product_attention(query, key, value)  # (B, heads, pixels, features)
+        return self.proj(h.transpose(2, 3).reshape(x.shape))
