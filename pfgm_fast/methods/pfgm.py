@@ -33,7 +33,8 @@ class PFGM(Hyperparameters):
     sigma: standard deviation of ε. tau, m_exp: the perturbation grows by (1 + τ)^m, m ~ U[0, M_exp]. gamma: γ of the target.
     z_max, z_min: where sampling starts and ends. upper_norm: the prior's largest ‖x‖. z_exp: below it v_z is substituted.
     near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off. loss_reduction: see `Hyperparameters`.
-    Sampling ends on z = z_min, where the true field leaves about 1e-3 rms an element; with `denoise`, on the data.
+    Sampling ends on z = z_min, where the true field leaves about z_min rms an element (the median; the tail of the prior up to ten
+    times that); with `denoise` it ends on the data.
     """
 
     name: ClassVar[str] = "pfgm"

@@ -45,7 +45,6 @@ def solve(
 
     if len(x) == 0:
         return x.clone()
-    rows = _Rows(flow, x, on_step, norm or root_mean_square)
 
     def moments(of: Sequence[float]) -> Tensor:
         return torch.tensor([flow.clock(t)[0] for t in of], dtype=torch.float64, device=x.device)
@@ -53,6 +52,7 @@ def solve(
     denoise = onto_data(*times[-2:])
     last = times[-2] if denoise else times[-1]
     ends = moments((times[0], last))
+    rows = _Rows(flow, x, on_step, norm or root_mean_square, ends)
     options: dict[str, Any] = {
         "step_t": ends[1:],  # the last step ends there: beyond it the flow need not exist
         "norm": rows.norm,
@@ -81,14 +81,16 @@ class _NoRowLeftError(Exception):
 class _Rows:
     """The derivative that torchdiffeq integrates: rows that failed stand still, and the error's norm does not see them."""
 
-    def __init__(self, flow: Flow, x: Tensor, on_step: OnStep, norm: Norm) -> None:
+    def __init__(self, flow: Flow, x: Tensor, on_step: OnStep, norm: Norm, ends: Tensor) -> None:
         self.flow, self.start, self.on_step, self.whole_norm = flow, x, on_step, norm
         self.alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.all_alive = True
+        self.least, self.most = float(ends.min()), float(ends.max())
         self.t = float("nan")
 
     def __call__(self, s: Tensor, state: Tensor) -> Tensor:
-        t = self.t = self.flow.time(float(s))
+        # torchdiffeq's guess of the first step looks far ahead where the slope is small, as VP's is at its prior
+        t = self.t = self.flow.time(min(max(float(s), self.least), self.most))
         if not self.all_alive:
             state = state.where(self._mask(), self.start)
         _, rate = self.flow.clock(t)
