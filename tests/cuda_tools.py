@@ -226,6 +226,31 @@ def device_object(source: Path) -> tuple[Path, str]:
     return target, log.read_text()
 
 
+def ptx(name: str, architecture: str) -> str:
+    """The PTX of csrc/cuda/NAME for one architecture."""
+    compiler, source = nvcc(), SOURCES / name
+    assert compiler is not None
+    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, architecture, compiler)}.ptx"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_suffix(f".{os.getpid()}.part")
+        include = ["-isystem", str(TORCH / "include")]
+        _run(
+            [
+                compiler,
+                *NVCC_FLAGS,
+                *include,
+                f"-arch=sm_{architecture}",
+                "-ptx",
+                "-o",
+                str(part),
+                str(source),
+            ]
+        )
+        part.rename(target)
+    return target.read_text()
+
+
 def device_objects() -> dict[str, tuple[Path, str]]:
     """`device_object` of every source, by its name, compiled on all cores."""
     sources = cuda_sources()

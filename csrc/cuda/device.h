@@ -71,7 +71,7 @@ void launch_as(void (*kernel)(Parameters...), const char* name, int64_t blocks, 
   kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
   check(cudaGetLastError(), "launch");
 #else
-  emulate::launch(kernel, name, blocks, threads, shared, stream, [&] { kernel(static_cast<Parameters>(arguments)...); });
+  emulate::launch(kernel, name, blocks, threads, shared, stream, static_cast<Parameters>(arguments)...);
 #endif
 }
 

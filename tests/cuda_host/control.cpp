@@ -19,6 +19,7 @@ EXPORTED void emulator_record(int recording, int dry) {
   runtime().dry = dry != 0;
   runtime().ledger.clear();
 }
+EXPORTED void emulator_hook(pfgm::emulate::LaunchHook hook) { runtime().hook = hook; }
 EXPORTED void emulator_stream(int device, int number) { runtime().devices.at(static_cast<size_t>(device)).stream = number; }
 EXPORTED void emulator_current(int device) { runtime().current = device; }
 EXPORTED int emulator_current_now() { return runtime().current; }

@@ -255,13 +255,20 @@ inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
 /// The order of a launch's blocks: as that of threads between barriers, so that a result that depends on it shows.
 inline std::vector<int> block_order(int64_t blocks) { return order(static_cast<int>(blocks), blocks); }
 
-/// Check a launch, then run all its blocks, one after another.
-template <class Kernel, class Body>
-void launch(Kernel kernel, const char* name, int64_t blocks, int threads, size_t shared, const StreamOf* stream, Body body) {
+/// Check a launch, then run all its blocks, one after another; or let a test's hook run them.
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared, const StreamOf* stream,
+            Parameters... parameters) {
   check_launch(name, reinterpret_cast<const void*>(kernel), blocks, threads, shared, stream);
   if (runtime().dry) return;
+  if (runtime().hook) {
+    const void* const pointers[] = {&parameters...};
+    const size_t sizes[] = {sizeof(Parameters)...};
+    const int count = sizeof...(Parameters);
+    if (runtime().hook(reinterpret_cast<const void*>(kernel), blocks, threads, shared, pointers, sizes, count)) return;
+  }
   Block& b = block();
-  b.body = body;
+  b.body = [&] { kernel(parameters...); };
   b.block_size = {static_cast<unsigned>(threads), 1, 1};
   b.grid_size = {static_cast<unsigned>(blocks), 1, 1};
   for (const int i : block_order(blocks)) {

@@ -46,6 +46,10 @@ struct Launch {
   size_t shared;
 };
 
+/// Runs a launch in another way (tests/ptx), or returns false.
+using LaunchHook = bool (*)(const void* kernel, int64_t blocks, int threads, size_t shared, const void* const* parameters,
+                            const size_t* sizes, int count);
+
 struct Runtime {
   std::vector<Device> devices{Device{3, 90}};  // few multiprocessors, so that small shapes take several waves, and odd
   int current = 0;
@@ -54,6 +58,7 @@ struct Runtime {
   bool recording = false;
   std::map<std::pair<const void*, int>, size_t> allowed;     // shared memory by kernel and device
   int64_t attribute_calls = 0;
+  LaunchHook hook = nullptr;
   std::vector<std::pair<const char*, std::pair<int64_t, int>>> owned;  // memory that lies on another device than 0
   std::map<std::pair<int, int>, StreamOf> streams;
 

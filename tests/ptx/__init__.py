@@ -1,0 +1,15 @@
+"""A small machine that executes compiled PTX on the host.
+
+What it is for: kernels are checked on the host by the emulator too, but there the meaning of `mma`, `ldmatrix` and `wgmma` is written in
+C++ beside the kernels, and a fragment layout misread in both would not show. Here the *compiled* PTX runs, by the instruction
+set's own description (PTX ISA 8.x), and the same machine runs Triton's compiled int8 `tl.dot`, whose layouts real devices have proven.
+
+What it leaves out: the memory model (threads of a block run in lockstep, the least program counter first, so races within a block do not
+show; blocks run one after another), `ptxas` (it executes PTX, not machine code), TMA and mbarriers (Hopper's loads), caches,
+denormal flushing (`.ftz` and `.approx` are computed exactly), clusters, and every time.
+
+  program.py   PTX text → kernels: parameters, registers, instructions
+  machine.py   a block of threads: registers, control flow, barriers, memory
+  scalar.py    arithmetic of one thread's registers
+  matrix.py    what a warp or a warpgroup does together: shuffles, ldmatrix, mma, wgmma
+"""

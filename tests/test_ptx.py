@@ -1,0 +1,155 @@
+"""Compiled PTX, executed (tests/ptx): Triton's int8 product first, whose layouts real devices have proven, then the byte kernels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import struct
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from tests import cuda_tools
+from tests.cases import TOLERANCE, direction_error
+from tests.ptx import matrix
+from tests.ptx.machine import PtxError, launch
+from tests.ptx.program import Kernel, parse
+from tests.ptx.replace import kernels_from_ptx
+from tests.test_cuda_bytes import SHAPES, _call, _case, _exact
+
+ours = pytest.mark.skipif(
+    cuda_tools.nvcc() is None or shutil.which("g++") is None,
+    reason="needs nvcc for the PTX and g++ for the rest",
+)
+
+
+@pytest.fixture(scope="module")
+def library():
+    found = cuda_tools.host_library()
+    torch.ops.load_library(str(found))
+    return found
+
+
+def bytes_(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(-128, 128, shape, dtype=np.int8)
+
+
+def run_dot(
+    kernel: Kernel, shared: int, rows: int, columns: int, depth: int, warps: int
+) -> tuple[np.ndarray, Counter[str]]:
+    a, b = bytes_(rows, depth), bytes_(columns, depth)[::-1].copy()
+    c, counts = np.zeros((rows, columns), np.int32), Counter()
+    parameters = struct.pack("<QQQIxxxxQQ", a.ctypes.data, b.ctypes.data, c.ctypes.data, depth, 0, 0)
+    launch(kernel, 1, 32 * warps, shared, parameters, counts)
+    return c - a.astype(np.int32) @ b.astype(np.int32).T, counts
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "block", "warps", "stages"),
+    [(64, 64, 64, 4, 1), (128, 32, 32, 4, 3), (32, 128, 64, 8, 2), (16, 16, 32, 1, 2)],
+)
+def test_tritons_compiled_int8_product_is_right(rows, columns, block, warps, stages):
+    triton_dot = pytest.importorskip("tests.ptx.triton_dot", reason="needs Triton")
+    text, shared = triton_dot.compiled(rows, columns, block, warps, stages)
+    (kernel,) = parse(text).values()
+    wrong, counts = run_dot(kernel, shared, rows, columns, 3 * block, warps)
+    assert not wrong.any()
+    assert any(name.startswith("mma.sync") for name in counts), "the product did not go by tensor cores"
+
+
+def test_a_layout_that_is_misread_shows_in_tritons_product(monkeypatch):
+    triton_dot = pytest.importorskip("tests.ptx.triton_dot", reason="needs Triton")
+    text, shared = triton_dot.compiled(32, 32, 32, 1, 1)
+    (kernel,) = parse(text).values()
+    assert not run_dot(kernel, shared, 32, 32, 64, 1)[0].any()
+    row, column = matrix.c_positions()
+    for name, misread in {
+        "c_positions": lambda: (row[:, [0, 2, 1, 3]], column[:, [0, 2, 1, 3]]),
+        "a_m16n8k32": lambda a, signed, real=matrix.a_m16n8k32: real([a[0], a[2], a[1], a[3]], signed),
+        "b_m16n8k32": lambda b, signed, real=matrix.b_m16n8k32: real(b[::-1], signed),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(matrix, name, misread)
+            assert run_dot(kernel, shared, 32, 32, 64, 1)[0].any(), name
+
+
+# What rounds (float sums, contracted to fused multiply-adds on a device and not on the host) may differ in the last bits;
+# what is made of whole numbers may not.
+WHOLE = {"digit": "digit", "first product": "gemm", "second product": "weighted_sum"}
+
+
+@ours
+@pytest.mark.parametrize("shape", ["slim", "narrow", "narrow-odd"])
+@pytest.mark.parametrize("spread", [1.0, 100.0], ids=["training", "spread"])
+def test_the_byte_kernels_from_their_ptx_against_float64(library, shape, spread):
+    torch.manual_seed(0)
+    case = _case(*SHAPES[shape], spread)
+    with kernels_from_ptx(library, "bytes.cu") as done:
+        field, lse = _call("poisson_field", case)
+    expected, expected_lse = _exact("poisson_field", case)
+    assert direction_error(field, expected, case.r) <= TOLERANCE
+    torch.testing.assert_close(lse, expected_lse, rtol=3e-6, atol=3e-5)
+    assert len(done.kernels) >= 4 and any(name.startswith("mma.sync") for name in done.instructions)
+
+
+@ours
+@pytest.mark.parametrize("which", WHOLE)
+@pytest.mark.parametrize("shape", ["slim", "narrow-odd", "wide"])
+def test_whole_numbers_are_the_same_bit_for_bit(library, shape, which):
+    torch.manual_seed(0)
+    case = _case(*SHAPES[shape], 30.0)
+    plain = _call("poisson_field", case)
+    with kernels_from_ptx(library, "bytes.cu", only=WHOLE[which]) as done:
+        compiled = _call("poisson_field", case)
+    assert done.kernels, f"no kernel's name holds {WHOLE[which]}"
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
+@ours
+@pytest.mark.parametrize(
+    ("pattern", "change"),
+    [
+        (
+            r"ldmatrix\S+ \{(\S+), (\S+), (\S+), (\S+)\}",
+            r"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {\1, \3, \2, \4}",
+        ),
+        (r"(mma.sync\S+ \{[^}]*\}, \{[^}]*\}, )\{(\S+), (\S+)\}", r"\1{\3, \2}"),
+        (r"cp.async.wait_group \d", "cp.async.wait_group 7"),
+    ],
+    ids=["fragment", "operands", "wait"],
+)
+def test_faults_in_the_ptx_show(library, monkeypatch, pattern, change):
+    real = cuda_tools.ptx
+    broken = re.sub(pattern, change, real("bytes.cu", "80"))
+    assert broken != real("bytes.cu", "80")
+    torch.manual_seed(0)
+    case = _case(*SHAPES["narrow"], 30.0)
+    plain = _call("poisson_field", case)
+    monkeypatch.setattr(cuda_tools, "ptx", lambda *_: broken)
+    try:
+        with kernels_from_ptx(library, "bytes.cu", only=WHOLE["first product"]):
+            compiled = _call("poisson_field", case)
+    except (PtxError, RuntimeError):
+        return
+    assert not torch.equal(plain[1], compiled[1])
+
+
+def test_an_instruction_that_the_machine_does_not_know_is_an_error():
+    text = ".visible .entry k(.param .u64 p)\n{\n.reg .b32 %r<3>;\nvabsdiff4.u32 %r1, %r2, %r2, %r2;\nret;\n}"
+    with pytest.raises(PtxError, match="unknown instruction vabsdiff4"):
+        launch(parse(text)["k"], 1, 32, 0, bytes(8))
+
+
+def test_accesses_outside_of_memory_are_errors():
+    body = {
+        "shared": "mov.u32 %r1, 4096;\nld.shared.u32 %r2, [%r1];",
+        "global": "mov.u64 %d1, 64;\nld.global.u32 %r2, [%d1];",
+        "aligned": "mov.u32 %r1, 2;\nld.shared.u32 %r2, [%r1];",
+    }
+    for name, lines in body.items():
+        text = f".visible .entry k(.param .u64 p)\n{{\n.reg .b32 %r<3>;\n.reg .b64 %d<2>;\n{lines}\nret;\n}}"
+        with pytest.raises(PtxError, match=r"beyond shared|nobody has|not aligned"):
+            launch(parse(text)["k"], 1, 32, 1024, bytes(8))
+        assert name
