@@ -31,6 +31,7 @@ from pfgm_fast.ops import registration as _registration  # noqa: F401 - register
 from pfgm_fast.ops.dispatch import info, use_backend
 from pfgm_fast.sampling import Samples, sample
 from pfgm_fast.seeds import image_seeds
+from pfgm_fast.selftest import selftest
 from pfgm_fast.steps import drift, euler_step, heun_step
 
 __all__ = [
@@ -71,5 +72,6 @@ __all__ = [
     "round_trip",
     "sample",
     "score",
+    "selftest",
     "use_backend",
 ]

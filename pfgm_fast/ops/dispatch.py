@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, BackendError
+<<<<<<< HEAD
 from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
+=======
+from pfgm_fast.ops import first_use
+from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
+>>>>>>> bbcb581 (selftest: every backend against float64 on this machine, from the command line too; a GPU backend is checked at first use and refused with the reason)
 
 TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
@@ -85,7 +90,7 @@ def backend(name: str) -> Any:
 
 def _refusal(name: str, op: str, x: Tensor, charges: Tensor | None) -> str | None:
     module = backend(name)
-    return module.unavailable() or module.refuses(op, x, charges)
+    return module.unavailable() or module.refuses(op, x, charges) or first_use.refusal(name, op, x, charges)
 
 
 _chosen: dict[Any, Any] = {}
@@ -112,7 +117,9 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
     )
     module = _chosen.get(key)
     if module is None:
-        module = _chosen[key] = _first_that_serves(op, wanted, x, charges)
+        module = _first_that_serves(op, wanted, x, charges)
+        if not first_use.capturing(x.device):  # nothing can be checked there: the next call asks again
+            _chosen[key] = module
     return module
 
 
