@@ -32,6 +32,7 @@ from pfgm_fast.ops.first_use import (
 )
 from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
 
+FIELDS = tuple(op for op in BARS if op in FIELD_OPERATORS)
 STEPS = ("normalize_field", "drift", "euler_step", "heun_step")
 
 REAL = {
@@ -171,7 +172,7 @@ def _row(
     from pfgm_fast.ops.dispatch import backend
 
     module = backend(name)
-    operators = FIELD_OPERATORS if shape.every_operator else ("poisson_field", "log_density")
+    operators = FIELDS if shape.every_operator else ("poisson_field", "log_density")
     found: dict[str, float] = {}
     try:
         with quiet(device):

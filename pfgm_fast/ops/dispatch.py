@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, BackendError
-<<<<<<< HEAD
-from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
-=======
 from pfgm_fast.ops import first_use
-from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
->>>>>>> bbcb581 (selftest: every backend against float64 on this machine, from the command line too; a GPU backend is checked at first use and refused with the reason)
+from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
 
 TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
@@ -114,6 +110,7 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
         x.device,  # with its index: a machine may have two kinds of GPU
         x.dtype,
         None if charges is None else (charges.device, charges.dtype),
+        first_use.family(x, charges),
     )
     module = _chosen.get(key)
     if module is None:

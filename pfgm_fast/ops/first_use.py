@@ -174,11 +174,16 @@ def refusal(name: str, op: str, x: Tensor, charges: Tensor | None) -> str | None
     """Why the backend may not serve calls like this one: what its check came to, or None. Asked once for each kind of call."""
     if not due(name, x.device):
         return None
-    family = "steps"
-    if charges is not None:
-        family = "bytes" if charges.dtype == torch.uint8 else "floats"
-        family = "small N" if x.shape[1] <= 16 else family
-    return _checked(name, op.removesuffix("_out"), family, x.device, x.dtype)
+    return _checked(name, op.removesuffix("_out"), family(x, charges), x.device, x.dtype)
+
+
+def family(x: Tensor, charges: Tensor | None) -> str:
+    """Calls of one operator that the same kernels serve, about."""
+    if charges is None:
+        return "steps"
+    if x.shape[1] <= 16:
+        return "small N"
+    return "bytes" if charges.dtype == torch.uint8 else "floats"
 
 
 def due(name: str, device: torch.device) -> bool:
