@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,7 +17,7 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.flows import Counted, Flow, Guided
 from pfgm_fast.methods import PFGM, Method, PFGMpp
-from pfgm_fast.methods.network import Network, check_network, evaluation_mode, is_denoiser
+from pfgm_fast.methods.network import Network, check_network, evaluation_mode, is_denoiser, own_aug_dim
 from pfgm_fast.sampling_graph import euler_graph
 from pfgm_fast.seeds import ImageGenerators, image_seeds
 from pfgm_fast.solvers import STOCHASTIC
@@ -97,6 +98,7 @@ def sample(
     draws = _draws(shape, generator, seed, seeds)
     where = _device_for(net, device, x0)
     if x0 is None:
+        _same_dimensions(net, method)
         x0 = _start(method, shape, where, _dtype_for(net), draws, generator)
     x = checks.batch("x0", x0)
     if checks.positive("temperature", temperature) != 1:
@@ -156,8 +158,7 @@ def _method_for(
     net: Any, method: Method | None, aug_dim: float | None, z_max: float | None, z_min: float | None
 ) -> Method:
     if method is None:
-        own = getattr(net, "aug_dim", None) if is_denoiser(net) else None
-        chosen = aug_dim if aug_dim is not None else own
+        chosen = aug_dim if aug_dim is not None else own_aug_dim(net)
         denoiser = is_denoiser(net) or aug_dim is not None
         method = PFGMpp(aug_dim=math.inf if chosen is None else chosen) if denoiser else PFGM()
     elif aug_dim is not None:
@@ -188,6 +189,16 @@ def _dtype_for(net: Any) -> torch.dtype:
         return net.value_dtype
     parameters = net.parameters() if isinstance(net, nn.Module) else ()
     return torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+
+
+def _same_dimensions(net: Any, method: Method) -> None:
+    """A warning where a denoiser was made for another D than that of the prior it is to start from."""
+    own, drawn = own_aug_dim(net), getattr(method, "aug_dim", 1.0 if isinstance(method, PFGM) else math.inf)
+    if own is not None and own != drawn:
+        warnings.warn(
+            f"the denoiser is of D = {own:g}, the prior of {method.name!r} of D = {drawn:g}: give method=PFGMpp(aug_dim={own:g})",
+            stacklevel=3,
+        )
 
 
 def _device_for(net: Any, device: torch.device | str | None, x0: Tensor | None) -> torch.device | None:

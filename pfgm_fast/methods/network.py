@@ -37,11 +37,16 @@ CONTRACT = (
 class Denoiser(nn.Module):
     """Marks net(x (B, *shape), sigma (B,)[, labels]) → E[y | x] (B, *shape) as a denoiser, so that `sample` takes it with any method.
 
-    sigma_min, sigma_max: the noise it was trained for; sampling stays within. aug_dim: D of PFGM++ (there r = σ√D).
+    sigma_min, sigma_max: the noise it was trained for; sampling stays within. aug_dim: the D for which it was (there r = σ√D), None: it
+    is not said.
     """
 
     def __init__(
-        self, net: Network, sigma_min: float = 0.0, sigma_max: float = math.inf, aug_dim: float = math.inf
+        self,
+        net: Network,
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
+        aug_dim: float | None = None,
     ) -> None:
         super().__init__()
         self.net, self.sigma_min, self.sigma_max, self.aug_dim = net, sigma_min, sigma_max, aug_dim
@@ -54,6 +59,11 @@ def is_denoiser(net: Any) -> bool:
     """A module with the noise range of EDM's; also inside DistributedDataParallel and its like."""
     inner = getattr(net, "module", net)
     return all(hasattr(inner, name) for name in ("sigma_min", "sigma_max"))
+
+
+def own_aug_dim(net: Any) -> float | None:
+    """The D for which a denoiser was made, where it says so."""
+    return getattr(getattr(net, "module", net), "aug_dim", None) if is_denoiser(net) else None
 
 
 def check_network(net: Any, labels: Any = None) -> None:
