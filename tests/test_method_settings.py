@@ -98,7 +98,7 @@ def test_vp_trains_to_1e_5_and_samples_to_1e_3(kind) -> None:
 
 
 def test_likelihoods_end_at_t_min() -> None:
-    """A Gaussian's density to the noise that is left at 1e-5, not that of sampling: 1e-3 it would be off by ln 10 an element."""
+    """A Gaussian's density to the noise that is left at 1e-5, not at sampling's 1e-3: that would be off by ln 10 an element."""
     method, x = pf.VPSDE(), 0.01 * torch.randn(4, 3, dtype=torch.float64)
     lone = pf.Charges(torch.zeros(1, 3, dtype=torch.float64))
     found = pf.log_likelihood(lone, x * 0.1, method, rtol=1e-6, atol=1e-6)

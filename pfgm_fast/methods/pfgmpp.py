@@ -145,7 +145,10 @@ class PFGMpp(Hyperparameters):
         def residual(x: Tensor, sigma: float) -> Tensor:
             return x - self.denoise(net, x, x.new_full((len(x),), sigma), labels)
 
-        return (GaussianSigmaFlow if gaussian else SigmaFlow)(residual, self.grid)
+        def grid(steps: int, denoise: bool = False) -> list[float]:
+            return rounded(net, self.grid(steps, denoise))
+
+        return (GaussianSigmaFlow if gaussian else SigmaFlow)(residual, grid)
 
     def sigmas(self, count: int) -> list[float]:
         """`count` values of σ from sigma_max to sigma_min (one: sigma_max), evenly spaced in σ^(1/rho) (EDM eq. 5)."""
@@ -157,6 +160,15 @@ class PFGMpp(Hyperparameters):
         """With `denoise`, EDM's: `steps` values of σ, and 0; without, the steps + 1 values that end in sigma_min."""
         steps = checks.integer("steps", steps, 1)
         return [*self.sigmas(steps), 0.0] if denoise else self.sigmas(steps + 1)
+
+
+def rounded(net: Network, sigmas: list[float]) -> list[float]:
+    """σ as a denoiser of discrete noise levels knows them (its `round_sigma`), without repetitions; 0 stays."""
+    nearest = getattr(getattr(net, "module", net), "round_sigma", None) if is_denoiser(net) else None
+    if nearest is None:
+        return sigmas
+    known = [float(nearest(torch.tensor(s, dtype=torch.float64))) if s else 0.0 for s in sigmas]
+    return list(dict.fromkeys(known))
 
 
 @dataclass(frozen=True)
