@@ -1,4 +1,5 @@
-"""Networks: UNets of the score-SDE line and ADM, PFGM's network over them, and the preconditionings that make denoisers of them."""
+"""Networks: UNets of the score-SDE line and ADM, PFGM's network over them, the preconditionings that make denoisers of them, and what their
+training adds: the average of the weights, augmentation with labels."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ from typing import Any
 
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn.adm import ADM
+from pfgm_fast.nn.augment import Augmentation, AugmentPipe, augmented_posterior_mean
+from pfgm_fast.nn.average import EMA, ema_decay
 from pfgm_fast.nn.config import UNetConfig
 from pfgm_fast.nn.ddpmpp import DDPMpp, unet
 from pfgm_fast.nn.ncsnpp import NCSNpp
@@ -28,16 +31,21 @@ def denoiser(config: UNetConfig, preconditioning: str = "edm", **settings: Any) 
 __all__ = [
     "ADM",
     "EDM",
+    "EMA",
     "IDDPM",
     "PRECONDITIONINGS",
     "VE",
     "VP",
+    "AugmentPipe",
+    "Augmentation",
     "DDPMpp",
     "Guided",
     "NCSNpp",
     "Preconditioned",
     "SubVP",
     "UNetConfig",
+    "augmented_posterior_mean",
     "denoiser",
+    "ema_decay",
     "unet",
 ]
