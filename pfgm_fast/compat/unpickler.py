@@ -227,12 +227,12 @@ def _numpy_scalar(kind: Any, data: Any = b"") -> Any:
 
 
 class NumpyArray:
-    """numpy's `_reconstruct`: an array whose contents come as state. value: the array."""
+    """In place of an array: numpy's `_reconstruct`, whose contents come as state, or `_frombuffer`. value: the array."""
 
     __slots__ = ("value",)
 
-    def __init__(self) -> None:
-        self.value = np.empty(0)
+    def __init__(self, value: np.ndarray[Any, Any] | None = None) -> None:
+        self.value = np.empty(0) if value is None else value
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
@@ -311,7 +311,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
         for module, name, call in (
             ("multiarray", "scalar", _numpy_scalar),
             ("multiarray", "_reconstruct", lambda *_: NumpyArray()),
-            ("numeric", "_frombuffer", _numpy_buffer),
+            ("numeric", "_frombuffer", lambda *given: NumpyArray(_numpy_buffer(*given))),
         )
     },
 }  # fmt: skip
