@@ -66,7 +66,7 @@ const char* name() { return pfgm::kernels().name; }
 /// u (rows, M rounded up to a tile) of x (rows, dim) and charges (M, dim), floats or bytes, as csrc/cpu/large.cpp calls it.
 void product(const float* x, const void* charges, int bytes, long rows, long count, long dim, float* u) {
   const pfgm::Kernels& k = pfgm::kernels();
-  const pfgm::ChargeView of{charges, bytes != 0, dim, 127.5f, -1.0f, 1 / 127.5f};
+  const pfgm::ChargeView of{charges, bytes != 0, dim, 127.5f, -1.0f, 1 / 127.5f, nullptr};
   const long tiles = (count + k.tile_charges - 1) / k.tile_charges, stride = tiles * k.tile_charges;
   std::vector<float> packed((rows + k.tile_rows) * dim), norms(stride);
   k.pack_rows(x, rows, dim, packed.data());
@@ -83,7 +83,7 @@ void product(const float* x, const void* charges, int bytes, long rows, long cou
 /// The same for one signed digit of x and bytes: exact sums.
 void distance_gemm_digits(const int8_t* x, const void* charges, long rows, long count, long dim, int32_t* sums) {
   const pfgm::Kernels& k = pfgm::kernels();
-  const pfgm::ChargeView of{charges, true, dim, 127.5f, -1.0f, 1 / 127.5f};
+  const pfgm::ChargeView of{charges, true, dim, 127.5f, -1.0f, 1 / 127.5f, nullptr};
   const long tiles = (count + k.tile_charges - 1) / k.tile_charges, stride = tiles * k.tile_charges;
   std::vector<int32_t> packed((rows + k.tile_rows) * ((dim + 3) / 4));
   k.pack_digits(x, rows, dim, packed.data());

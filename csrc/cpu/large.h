@@ -125,7 +125,8 @@ class Large {
   const FieldCall& call_;
   const Parallel& parallel_;
   const Kernels& k_;
-  const ChargeView charges_;
+  const Charges held_;
+  const ChargeView& charges_;
   const int64_t M_, N_;
   int64_t stride_;
   bool score_;

@@ -21,7 +21,8 @@ bool small_n_serves(const FieldCall& call) {
 void run_small_n(const FieldCall& call, const Parallel& parallel) {
   const Kernels& k = kernels();
   const int64_t M = call.count, N = call.dim, stride = (M + 63) / 64 * 64;
-  const ChargeView charges = charge_view(call);
+  const Charges held(call);
+  const ChargeView& charges = held.view();
   std::vector<float> columns(N * stride), log_q(call.log_weights ? stride : 0);
   double largest_q = 0;
   if (call.log_weights) {

@@ -1,4 +1,4 @@
-// Everything of one instruction set; included inside its namespace, after kWidth, Vector, Whole, fma,
+// Everything of one instruction set; included inside its namespace, after kWidth, kFuses, Vector, Whole, fma,
 // from_bytes, dot_bytes, any_of, store_low_bytes, reciprocal_root. Only raw loops and builtins here: an
 // inline function of the standard library compiled for one instruction set must never be merged with
 // another's.

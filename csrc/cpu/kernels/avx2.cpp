@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "table.h"
 
@@ -18,6 +19,7 @@ namespace pfgm::avx2 {
 namespace {
 constexpr int kWidth = 8, kTileRows = 4, kVectors = 3;
 constexpr bool kHasBytes = false;
+constexpr bool kFuses = true;  // fma rounds once
 typedef float Vector __attribute__((vector_size(32)));
 typedef int32_t Whole __attribute__((vector_size(32)));
 inline Vector fma(Vector a, Vector b, Vector c) {

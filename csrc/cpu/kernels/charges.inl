@@ -1,13 +1,27 @@
 // Single charges: their values, distances, differences.
 
+/// The values of kWidth bytes, b/divisor + offset as two roundings. With a fused multiply-add the quotient is
+/// made by multiplication and one residual, which gives the correctly rounded one for whole numbers up to
+/// 255; without, they are looked up.
+inline Vector byte_values(const uint8_t* p, const ChargeView& charges) {
+  if constexpr (!kFuses) {
+    float lanes[kWidth];
+    for (int i = 0; i < kWidth; ++i) lanes[i] = charges.values[p[i]];
+    return load(lanes);
+  }
+  const Vector b = from_bytes(p), inverse = all(charges.inverse), divisor = all(charges.divisor);
+  const Vector q = b * inverse;
+  return fma(fma(-q, divisor, b), inverse, q) + charges.offset;
+}
+
 /// Decoded lanes of charge j from k on: real values, as the reference decodes them.
 inline Vector value_lanes(const ChargeView& charges, int64_t j, int64_t k) {
   if (!charges.bytes) return load(static_cast<const float*>(charges.data) + j * charges.dim + k);
-  return byte_value(from_bytes(static_cast<const uint8_t*>(charges.data) + j * charges.dim + k), charges);
+  return byte_values(static_cast<const uint8_t*>(charges.data) + j * charges.dim + k, charges);
 }
 inline float value_one(const ChargeView& charges, int64_t j, int64_t k) {
   if (!charges.bytes) return static_cast<const float*>(charges.data)[j * charges.dim + k];
-  return byte_value_one(static_cast<const uint8_t*>(charges.data)[j * charges.dim + k], charges);
+  return charges.values[static_cast<const uint8_t*>(charges.data)[j * charges.dim + k]];
 }
 
 typedef double Double __attribute__((vector_size(8 * kWidth)));

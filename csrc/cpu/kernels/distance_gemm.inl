@@ -10,23 +10,28 @@ constexpr int64_t kDepth = 128;
 
 inline int64_t rows_padded(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
 
-/// One round of the transposition: lanes whose bit `kHalf` differs from their row's change places with the
-/// partner row.
+#if defined(__clang__)
+#define PFGM_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define PFGM_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Whole{__VA_ARGS__})
+#endif
+
+/// One round of the transposition, of rows a and b = a + kHalf: lanes whose bit kHalf differs from their
+/// row's change places.
+template <int kHalf, int... lane>
+inline void exchange_rows(Vector& a, Vector& b, std::integer_sequence<int, lane...>) {
+  const Vector first = a, second = b;
+  a = PFGM_SHUFFLE(first, second, (lane & kHalf ? kWidth + lane - kHalf : lane)...);
+  b = PFGM_SHUFFLE(first, second, (lane & kHalf ? kWidth + lane : lane + kHalf)...);
+}
+#undef PFGM_SHUFFLE
+
 template <int kHalf>
 inline void exchange(Vector (&block)[kWidth]) {
-  Whole low{}, high{};
-  for (int lane = 0; lane < kWidth; ++lane) {
-    const bool second = (lane & kHalf) != 0;
-    low[lane] = second ? kWidth + lane - kHalf : lane;
-    high[lane] = second ? kWidth + lane : lane + kHalf;
-  }
 #pragma GCC unroll 16
-  for (int i = 0; i < kWidth; ++i) {
-    if (i & kHalf) continue;
-    const Vector a = block[i], b = block[i + kHalf];
-    block[i] = __builtin_shuffle(a, b, low);
-    block[i + kHalf] = __builtin_shuffle(a, b, high);
-  }
+  for (int i = 0; i < kWidth; ++i)
+    if (!(i & kHalf))
+      exchange_rows<kHalf>(block[i], block[i + kHalf], std::make_integer_sequence<int, kWidth>{});
 }
 
 /// In place: the kWidth × kWidth block of 32-bit lanes is transposed in log₂ kWidth rounds of pairwise

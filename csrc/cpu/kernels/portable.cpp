@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "table.h"
 
@@ -10,6 +11,7 @@ namespace pfgm::portable {
 namespace {
 constexpr int kWidth = 4, kTileRows = 4, kVectors = 2;
 constexpr bool kHasBytes = false;
+constexpr bool kFuses = false;  // fma rounds once
 typedef float Vector __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }

@@ -12,7 +12,8 @@ struct ChargeView {
   bool bytes;
   int64_t dim;
   float divisor, offset;
-  float inverse;  // 1/divisor, rounded: what the exact division by multiplication starts from
+  float inverse;        // 1/divisor, rounded: what the exact division by multiplication starts from
+  const float* values;  // bytes: the value of each of the 256; null for floats
 };
 
 /// How gaps become weights, in float: weight = exp(−power·log1p(gap·per_gap)), or exp(−gap·per_gap) where

@@ -79,15 +79,3 @@ inline Vector log1p(Vector t) {
   y = fma(e, all(0.693359375f), y);
   return y + lost;
 }
-
-/// The value of bytes already converted to floats, b/divisor + offset as two roundings: the quotient by
-/// multiplication and one residual, which is the correctly rounded one for whole numbers up to 255.
-inline Vector byte_value(Vector b, const ChargeView& charges) {
-  const Vector inverse = all(charges.inverse), divisor = all(charges.divisor);
-  Vector q = b * inverse;
-  q = fma(fma(-q, divisor, b), inverse, q);
-  return q + charges.offset;
-}
-inline float byte_value_one(uint8_t b, const ChargeView& charges) {
-  return static_cast<float>(b) / charges.divisor + charges.offset;
-}
