@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import math
 import pickle
 import struct
@@ -14,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pfgm_fast.data import ImageSet, load, parse_size
+from pfgm_fast.data import ImageSet, load, parse_size, save_zip
 from pfgm_fast.errors import ArgumentError, DataError
 
 
@@ -201,6 +202,46 @@ def test_sizes(given: object, size: tuple[int, int]) -> None:
 def test_what_is_no_size(given: object) -> None:
     with pytest.raises(ArgumentError, match="size must"):
         parse_size(given)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_edm_zips_are_written_and_read(tmp_path: Path, channels: int) -> None:
+    images = torch.from_numpy(_pixels(1003, channels, 4, 3))
+    labels = torch.arange(1003) % 7
+    written = ImageSet("x", images, labels, tuple("abcdefg"))
+    path = save_zip(written.with_flips(), tmp_path / "deep" / "x.zip")
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        assert names[0] == "00000/img00000000.png"
+        assert names[1002:] == ["00001/img00001002.png", "dataset.json"]
+        assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert json.loads(archive.read("dataset.json"))["labels"][8] == ["00000/img00000008.png", 1]
+    found = load(path)
+    assert torch.equal(found.images, images)
+    assert (found.digest, found.classes) == (written.digest, written.classes)
+    first = path.read_bytes()
+    assert save_zip(found, path).read_bytes() == first
+    assert load(save_zip(ImageSet("y", images), tmp_path / "y.zip")).labels is None
+
+
+def test_a_zip_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = ImageSet("x", torch.from_numpy(_pixels(3, 1, 4, 4)))
+    before = save_zip(images, tmp_path / "x.zip").read_bytes()
+    put = zipfile.ZipFile.writestr
+
+    def full(self: zipfile.ZipFile, info: zipfile.ZipInfo, content: object) -> None:
+        if info.filename == "dataset.json":
+            raise OSError(28, "No space left on device")
+        put(self, info, content)
+
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
+    with pytest.raises(OSError, match="No space"):
+        save_zip(images.select(torch.tensor([0])), tmp_path / "x.zip")
+    assert (tmp_path / "x.zip").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["x.zip"]
+    for wrong, message in ((tmp_path / "x.tar", "must end with .zip"), (tmp_path / "x.zip", "4 channels")):
+        with pytest.raises(DataError, match=message):
+            save_zip(ImageSet("x", torch.zeros(1, 4, 2, 2, dtype=torch.uint8)), wrong)
 
 
 class _Evil:

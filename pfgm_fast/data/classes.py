@@ -59,13 +59,13 @@ def label(tree: Tree, images: list[str], split: str | None) -> Labelled:
         return Labelled(kept, notes=notes)
     if _only_storage(inside):
         notes.append(
-            f"the {len(found)} folders only spread the files (EDM's or FFHQ's names): they are no classes"
+            f"folders that only spread the files (EDM's or FFHQ's names) and are no classes: {len(found):,}"
         )
         return Labelled(kept, notes=notes)
     beside = [name for name, folder in zip(kept, folders, strict=True) if folder is None]
     if beside:
         notes.append(
-            f"{len(beside):,} images lie beside the {len(found)} folders ({some(beside)}), so the folders are no classes"
+            f"images beside the folders, so that the folders are no classes: {len(beside):,} ({some(beside)})"
         )
         return Labelled(kept, notes=notes)
     classes = sorted(found, key=int if all(re.fullmatch("[0-9]{1,18}", f) for f in found) else None)
@@ -114,7 +114,7 @@ def _of_split(tree: Tree, images: list[str], prefix: str, split: str | None) -> 
         f"{folder}/" if folder else names[0] for folder, names in parts.items() if names is not kept
     )
     return kept, [
-        f"split {chosen!r}: {len(kept):,} of {len(images):,} images are read; {', '.join(map(shown, rest))} left out "
+        f"split {chosen!r} is read, {len(kept):,} of {len(images):,} images; left out: {', '.join(map(shown, rest))} "
         "(choose by split=)"
     ]
 
@@ -161,12 +161,12 @@ def _from_dataset_json(tree: Tree, images: list[str], described: list[str]) -> L
             raise DataError(f"{where}: {pair[0]} has two labels, {given[name]} and {pair[1]}")
     missing = [name for name in images if name not in given]
     if missing:
-        raise DataError(f"{where}: {len(missing):,} images have no label, such as {shown(missing[0])}")
+        raise DataError(f"{where}: images without a label: {len(missing):,} ({some(missing)})")
     labels = class_indices([given[name] for name in images], where)
     names = content.get("classes")  # ours: EDM's tools write no names
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         names = []
     classes = tuple(names) if len(names) > int(labels.max()) else ()
     absent = sorted(set(given) - set(images))
-    notes = [f"{len(absent):,} labels are of files that are not there ({some(absent)})"] if absent else []
+    notes = [f"labels of files that are not there: {len(absent):,} ({some(absent)})"] if absent else []
     return Labelled(images, labels, classes, notes)

@@ -47,10 +47,10 @@ def _left_out(tree: Tree, images: list[str]) -> str:
     other = [name for name in tree.names if name not in read]
     parts = []
     if other:
-        parts.append(f"{len(other):,} files of no image format that is read ({some(other)})")
+        parts.append(f"{len(other):,} of no image format that is read ({some(other)})")
     if tree.hidden:
-        parts.append(f"{len(tree.hidden):,} hidden or system files and folders ({some(tree.hidden)})")
-    return "left out: " + " and ".join(parts) if parts else ""
+        parts.append(f"{len(tree.hidden):,} hidden or kept by the system ({some(tree.hidden)})")
+    return "left out: " + "; ".join(parts) if parts else ""
 
 
 class _Stack:
@@ -96,14 +96,13 @@ class _Stack:
     def notes(self) -> list[str]:
         notes = []
 
-        def note(names: list[str], text: str) -> None:
+        def note(text: str, names: list[str]) -> None:
             if names:
-                notes.append(f"{len(names):,} of {self._count:,} images {text} ({some(names)})")
+                notes.append(f"{text}: {len(names):,} of {self._count:,} ({some(names)})")
 
         if self.images.shape[1] == 3 and self._policy.channels is None:
-            note(self._grey, "are grey and were made colour like the others; channels=1 makes all grey")
-        ground = self._policy.background
-        note(self._noticed[ALPHA], f"are partly transparent: composed on the background {ground}")
-        note(self._noticed[ANIMATED], "have several frames or pages: the first is read")
-        note(self._noticed[BAD_EXIF], "have damaged metadata: taken as stored, not turned")
+            note("grey images made colour like the others (channels=1 makes all grey)", self._grey)
+        note(f"transparent images composed on the background {self._policy.background}", self._noticed[ALPHA])
+        note("images with several frames or pages, of which the first is read", self._noticed[ANIMATED])
+        note("images with damaged metadata, taken as they are stored", self._noticed[BAD_EXIF])
         return notes
