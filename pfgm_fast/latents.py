@@ -17,9 +17,9 @@ from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.flows import Counted
-from pfgm_fast.methods import PFGM, Method
+from pfgm_fast.methods import Method
 from pfgm_fast.methods.network import Network, check_network, evaluation_mode
-from pfgm_fast.sampling import Samples, check_labels, sample
+from pfgm_fast.sampling import Samples, check_labels, method_for, sample
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -41,7 +41,7 @@ def encode(
     solver, steps, options: as in `sample`; "heun" costs 2 steps evaluations here, for no step ends on the data.
     Raises: ArgumentError for bad shapes or a stochastic solver.
     """
-    method = method or PFGM()
+    method = method_for(net, method)
     x = checks.batch("x", x)
     labels = check_labels(labels, x)
     if not isinstance(net, Charges):
@@ -83,7 +83,7 @@ def round_trip(
 
     Arguments and errors: as in `encode`. For the adaptive solver, `rtol` and `atol` decide.
     """
-    method = method or PFGM()
+    method = method_for(net, method)
     there = encode(net, x, method, solver=solver, steps=steps, labels=labels, **options)
     start: dict[str, Any] = {"x0": there.x, "method": method, "labels": labels, "denoise": False}
     back = sample(net, tuple(x.shape), solver, steps, **start, **options)

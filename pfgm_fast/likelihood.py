@@ -23,9 +23,9 @@ from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.flows import Flow, PlainSteps, is_exact
-from pfgm_fast.methods import PFGM, Method
+from pfgm_fast.methods import Method
 from pfgm_fast.methods.network import Network, check_network, evaluation_mode
-from pfgm_fast.sampling import check_labels
+from pfgm_fast.sampling import check_labels, method_for
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 
@@ -75,7 +75,7 @@ def log_likelihood(
     The prior is taken with its whole tail; that `sample` clips PFGM's does not enter. Raises: ArgumentError for bad shapes,
     probes, noise or a stochastic solver. A flow that overflows gives NaN or infinity, as it is.
     """
-    method = method or PFGM()
+    method = method_for(net, method)
     x = checks.batch("x", x)
     labels = check_labels(labels, x)
     if not isinstance(net, Charges):

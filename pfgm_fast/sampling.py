@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ def sample(
     device: torch.device | str | None = None,
     temperature: float = 1.0,
     denoise: bool | None = None,
+    noise_alpha: float = 0.0,
     record: bool = False,
     progress: bool = False,
     cuda_graph: bool = False,
@@ -82,6 +83,8 @@ def sample(
     temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
     denoise: end with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM, where
         it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
+    noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times a
+        draw of the method's perturbation at that time is added. Not with "rk45".
     record: keep the path. progress: a tqdm bar.
     cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
         cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
@@ -92,14 +95,16 @@ def sample(
     """
     if not callable(net) and not isinstance(net, Charges):
         raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
-    method = _method_for(net, method, aug_dim, z_max, z_min)
+    method = method_for(net, method, aug_dim, z_max, z_min)
     solve = find_solver(solver, options)
     shape = tuple(shape)
     draws = _draws(shape, generator, seed, seeds)
     where = _device_for(net, device, x0)
     if x0 is None:
         _same_dimensions(net, method)
-        x0 = _start(method, shape, where, _dtype_for(net), draws, generator)
+        checks.sizes(shape)
+        like = torch.empty(shape, device=where, dtype=_dtype_for(net))
+        x0 = _drawn(method.prior, like, draws, generator)
     x = checks.batch("x0", x0)
     if checks.positive("temperature", temperature) != 1:
         x = temperature * x
@@ -110,6 +115,8 @@ def sample(
         check_network(net, labels)
     flow = Counted(_guided(method, net, labels, guidance, null_label, x))
     cost = 1 if guidance is None else Guided.cost
+    if checks.nonnegative("noise_alpha", noise_alpha) and solver == "rk45":
+        raise ArgumentError("noise_alpha is for solvers of fixed steps, not for 'rk45'")
     denoise = (method.denoises or solver in STOCHASTIC) if denoise is None else denoise
     if solver == "rk45":
         first, last = flow.grid(1)
@@ -119,7 +126,7 @@ def sample(
     reason = None
     if cuda_graph:
         with evaluation_mode(net):
-            graph = _no_graph(record, denoise, guidance, options) or euler_graph(
+            graph = _no_graph(record, denoise or noise_alpha > 0, guidance, options) or euler_graph(
                 net, method, solver, x, labels, steps
             )
             if not isinstance(graph, str):
@@ -135,6 +142,8 @@ def sample(
         def on_step(x: Tensor, t: float) -> Tensor:
             bar.update()
             bar.set_postfix(t=f"{t:.3g}", nfe=cost * flow.count, refresh=False)
+            if noise_alpha and 0 < t != times[-1]:
+                x = x + noise_alpha * _drawn(lambda s, **w: method.kernel(s, t, **w), x, draws, generator)
             if record:
                 path.append((t, x.clone()))
             return x
@@ -154,9 +163,14 @@ def check_labels(labels: Tensor | None, x: Tensor) -> Tensor | None:
     return labels
 
 
-def _method_for(
-    net: Any, method: Method | None, aug_dim: float | None, z_max: float | None, z_min: float | None
+def method_for(
+    net: Any,
+    method: Method | None = None,
+    aug_dim: float | None = None,
+    z_max: float | None = None,
+    z_min: float | None = None,
 ) -> Method:
+    """The method that `sample` takes: what is given, or what goes with the net, within its limits."""
     if method is None:
         chosen = aug_dim if aug_dim is not None else own_aug_dim(net)
         denoiser = is_denoiser(net) or aug_dim is not None
@@ -238,18 +252,17 @@ def _draws(
     return ImageGenerators(seeds)
 
 
-def _start(
-    method: Method,
-    shape: tuple[int, ...],
-    device: torch.device | None,
-    dtype: torch.dtype,
+def _drawn(
+    draw: Callable[..., Tensor],
+    like: Tensor,
     draws: ImageGenerators | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    checks.sizes(shape)
+    """draw(shape, dtype, device, generator) like a tensor (B, *shape), by image where there are seeds."""
     if draws is None:
-        return method.prior(shape, device=device, dtype=dtype, generator=generator)
-    return draws.stacked(lambda g: method.prior((1, *shape[1:]), dtype=dtype, generator=g)).to(device)
+        return draw(tuple(like.shape), device=like.device, dtype=like.dtype, generator=generator)
+    shape = (1, *like.shape[1:])
+    return draws.stacked(lambda g: draw(shape, dtype=like.dtype, generator=g)).to(like.device)
 
 
 def _guided(
@@ -272,12 +285,12 @@ def _guided(
     return Guided(flow, method.flow(net, nobody), guidance)
 
 
-def _no_graph(record: bool, denoise: bool, guidance: float | None, options: dict[str, Any]) -> str | None:
+def _no_graph(record: bool, more: bool, guidance: float | None, options: dict[str, Any]) -> str | None:
     """What these arguments have against a CUDA graph."""
     if record:
         return "record=True looks at every step"
-    if denoise:
-        return "the denoising step is not an Euler step of the graph"
+    if more:
+        return "the denoising step, or noise, is not in the graph of an Euler step"
     if guidance is not None:
         return "guidance evaluates two flows a step"
     return f"{next(iter(options))} is not for graphs" if options else None

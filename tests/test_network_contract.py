@@ -170,3 +170,32 @@ def test_the_condition_is_what_the_documents_say() -> None:
         path = pf.sample(net, SHAPE, steps=5, method=method, record=True).path
         expected = [times(t) for t, _ in path[:-1]]
         assert [float(condition[0]) for _, condition, _ in net.seen] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_denoiser_trains_and_inverts(name: str) -> None:
+    """The exact denoiser has the least loss, none where the target is exact too; latents and likelihoods take it as the field."""
+    method, aug_dim = METHODS[name]
+    ideal, images = pf.IdealDenoiser(CHARGES, aug_dim), Y[:6].float()
+    charges = pf.Charges(Y.float())
+
+    def loss(net) -> float:
+        return float(
+            method.loss(net, images, torch.arange(6), charges, torch.Generator().manual_seed(0)).sum()
+        )
+
+    assert loss(ideal) < loss(pf.Denoiser(lambda x, sigma: 0.9 * ideal(x, sigma)))
+    if "pfgm" in name or name == "edm":
+        assert loss(ideal) < 1e-6
+    x = Y[:4] + 0.1
+    settings = {"solver": "heun", "steps": 30}
+    expected = pf.encode(CHARGES, x, method, **settings).x
+    torch.testing.assert_close(pf.encode(ideal, x, method, **settings).x, expected, rtol=1e-5, atol=1e-5)
+    there = [pf.log_likelihood(n, x, method, exact=True, **settings).log_density for n in (ideal, CHARGES)]
+    torch.testing.assert_close(there[0], there[1], rtol=1e-4, atol=1e-3)
+
+
+def test_latents_choose_the_method_as_sampling_does() -> None:
+    ideal, x = pf.IdealDenoiser(CHARGES, 16.0), Y[:3] + 0.1
+    expected = pf.encode(CHARGES, x, pf.PFGMpp(16.0), solver="heun", steps=12).x
+    torch.testing.assert_close(pf.encode(ideal, x, solver="heun", steps=12).x, expected, rtol=1e-6, atol=1e-6)

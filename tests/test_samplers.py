@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -241,3 +243,52 @@ def test_guidance_is_linear_in_its_weight(name: str) -> None:
         pf.sample(charges, (4, 4), guidance=2.0)
     with pytest.raises(pf.ArgumentError, match="null_label goes with guidance"):
         pf.sample(charges, (4, 4), labels=labels, null_label=1)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_noise_alpha_is_the_methods_perturbation(name: str) -> None:
+    """α times a draw at t' after every step but the last: of a flow that stands still, the sum of them is left."""
+    method, shape = METHODS[name], (4000, 3)
+    still = pf.Denoiser(lambda x, sigma: x)  # E[y | x] = x: nothing moves where a = 1
+    settings = {"steps": 2, "method": method, "x0": torch.zeros(shape), "denoise": False}
+    out = pf.sample(still, shape, noise_alpha=0.5, generator=torch.Generator().manual_seed(0), **settings)
+    middle = method.flow(still).grid(2)[1]
+    drawn = method.kernel(shape, middle, generator=torch.Generator().manual_seed(1))
+    if name not in ("vp", "subvp"):
+        ratio = out.x.norm(dim=1).median() / (0.5 * drawn.norm(dim=1).median())
+        assert float(ratio) == pytest.approx(1, rel=0.1)
+    assert torch.equal(pf.sample(still, shape, **settings).x, torch.zeros(shape))
+    seeded = [
+        pf.sample(still, (b, 3), seed=1, noise_alpha=0.5, **{**settings, "x0": torch.zeros(b, 3)}).x
+        for b in (2, 3)
+    ]
+    assert torch.equal(seeded[0], seeded[1][:2])
+    with pytest.raises(pf.ArgumentError, match="noise_alpha"):
+        pf.sample(still, shape, "rk45", noise_alpha=0.5, **settings)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "pfgm"])
+def test_the_kernel_is_that_of_training(name: str) -> None:
+    """`perturb` moves a datum by a draw of `kernel` at its own σ or t: quartiles of ‖x − a y‖ over its scale s. (PFGM trains on other
+    queries, algorithm 2, than its prior's.)"""
+    method, generator = METHODS[name], torch.Generator().manual_seed(0)
+    x, t = method.perturb(torch.zeros(20_000, 3, dtype=torch.float64), generator)
+    flow = method.flow(DIGITS)
+    scaled = x.norm(dim=1) / torch.tensor([flow.marginal_prob(float(v))[1] for v in t], dtype=torch.float64)
+    drawn = method.kernel((20_000, 3), 0.3, dtype=torch.float64, generator=generator).norm(dim=1)
+    drawn = drawn / flow.marginal_prob(0.3)[1]
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    torch.testing.assert_close(scaled.quantile(quarters), drawn.quantile(quarters), rtol=0.05, atol=0)
+
+
+def test_a_solver_knows_no_method() -> None:
+    """No file of solvers imports methods, sampling, networks or charges."""
+    for path in (Path(pf.__file__).parent / "solvers").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                if name.startswith("pfgm_fast"):
+                    assert name in ("pfgm_fast", "pfgm_fast.errors", "pfgm_fast.flows") or name.startswith(
+                        "pfgm_fast.solvers"
+                    ), f"{path.name} imports {name}"

@@ -52,6 +52,10 @@ class Method(Protocol):
         """Draws (B, *shape) of the distribution where the flow begins; `where`: device, dtype, generator."""
         ...
 
+    def kernel(self, shape: tuple[int, ...], t: float, **where: Any) -> Tensor:
+        """Draws (B, *shape) of what separates a training query from its datum at z, σ or t: x − a(t) y."""
+        ...
+
     def prior_log_density(self, x: Tensor) -> Tensor:
         """Its log density at x (B, *shape), in nats (B,), float64, normalised over R^N."""
         ...

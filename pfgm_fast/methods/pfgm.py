@@ -121,15 +121,32 @@ class PFGM(Hyperparameters):
         with torch.no_grad():
             x, z = self.perturb(images, generator)
             target, target_z = pfgm_target(x, z, charges, self.gamma, labels=labels)
-        vx, vz = call_network(net, x, z, labels)
+        vx, vz = call_network(self.network(net), x, z, labels)
         squares = (vx.float() - target).square().flatten(1).sum(1)
         if vz is None:
             return self.reduced(squares, charges.dim)
         return self.reduced(squares + (vz.float() - target_z).square(), charges.dim + 1)
 
+    def network(self, net: Network) -> Network:
+        """net(x, z[, labels]) → v; of a denoiser D(x; z), −√N (E, z)/(‖(E, z)‖ + γ) with E = x − D."""
+        if not is_denoiser(net):
+            return net
+
+        def of_denoiser(x: Tensor, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            field = checks.flat(x - call_denoiser(net, x, z, labels))
+            norm = (field.square().sum(1) + z.square()).sqrt() + self.gamma
+            scale = -math.sqrt(field.shape[1]) / norm
+            return (scale[:, None] * field).view(x.shape), scale * z
+
+        return of_denoiser
+
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) on z = z_max; `where`: device, dtype, generator. PFGM appendix B.3: ‖x‖ within [1, upper_norm]."""
         return poisson_prior(shape, self.z_max, 1.0, (1.0, max(1.0, self.upper_norm)), **where)
+
+    def kernel(self, shape: tuple[int, ...], t: float, **where: Any) -> Tensor:
+        """Draws (B, *shape) of x − y where a lone charge's flux crosses the plane z = t, ‖·‖ ~ z √(Beta/(1 − Beta)) (PFGM++, D = 1)."""
+        return poisson_prior(shape, t, 1.0, (0.0, math.inf), **where)
 
     def prior_log_density(self, x: Tensor) -> Tensor:
         """log density of the prior on z = z_max at x (B, *shape), in nats (B,), float64; the whole tail, as if it were not clipped."""

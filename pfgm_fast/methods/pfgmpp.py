@@ -87,14 +87,14 @@ class PFGMpp(Hyperparameters):
         images = checks.batch("images", images)
         flat = checks.flat(images)
         sigma = (self.P_mean + self.P_std * randn(len(flat), like=flat, generator=generator)).exp()
-        shift = self._kernel(images.shape, device=flat.device, dtype=flat.dtype, generator=generator)
+        shift = self.kernel(images.shape, 1.0, device=flat.device, dtype=flat.dtype, generator=generator)
         return images + per_image(sigma, images) * shift, sigma
 
-    def _kernel(self, shape: tuple[int, ...], **where: Any) -> Tensor:
-        """Draws (B, *shape) of the perturbation at σ = 1."""
+    def kernel(self, shape: tuple[int, ...], t: float, **where: Any) -> Tensor:
+        """Draws (B, *shape) of x − y at σ = t: p_r of eq. 4, r = σ√D; Gaussian where D = ∞."""
         if math.isinf(self.aug_dim):
-            return torch.randn(shape, **where)
-        return poisson_prior(shape, self.radius_scale, self.aug_dim, (0.0, math.inf), **where)
+            return t * torch.randn(shape, **where)
+        return poisson_prior(shape, t * self.radius_scale, self.aug_dim, (0.0, math.inf), **where)
 
     def denoise(self, net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """The denoiser D(x; σ) = c_skip x + c_out F(c_in x, c_noise) (B, *shape) of a raw network F; a denoiser's own output."""
@@ -128,7 +128,7 @@ class PFGMpp(Hyperparameters):
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:
         """x (B, *shape) at σ_max."""
         checks.sizes(shape)
-        return self.sigma_max * self._kernel(shape, **where)
+        return self.kernel(shape, self.sigma_max, **where)
 
     def prior_log_density(self, x: Tensor) -> Tensor:
         """log density of the prior at σ_max at x (B, *shape), in nats (B,), float64."""

@@ -91,6 +91,10 @@ class SDE(Hyperparameters):
         checks.sizes(shape)
         return self.prior_std() * torch.randn(shape, **where)
 
+    def kernel(self, shape: tuple[int, ...], t: float, **where: Any) -> Tensor:
+        """Draws (B, *shape) of x − a(t) y: s(t) ε."""
+        return float(self.marginal_prob(t)[1]) * torch.randn(shape, **where)
+
     def prior_log_density(self, x: Tensor) -> Tensor:
         """log density of the prior at x (B, *shape), in nats (B,), float64."""
         return gaussian_log_density(x, self.prior_std())

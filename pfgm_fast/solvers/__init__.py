@@ -8,13 +8,22 @@ from typing import Any
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.solvers import dpm_solver, euler, heun, rk45, stochastic
+from pfgm_fast.solvers import (
+    ancestral,
+    dpm_solver,
+    euler,
+    euler_maruyama,
+    heun,
+    predictor_corrector,
+    reverse_diffusion,
+    rk45,
+)
 
 STOCHASTIC: dict[str, Callable[..., Tensor]] = {
-    "euler_maruyama": stochastic.euler_maruyama,
-    "reverse_diffusion": stochastic.reverse_diffusion,
-    "predictor_corrector": stochastic.predictor_corrector,
-    "ancestral": stochastic.ancestral,
+    "euler_maruyama": euler_maruyama.solve,
+    "reverse_diffusion": reverse_diffusion.solve,
+    "predictor_corrector": predictor_corrector.solve,
+    "ancestral": ancestral.solve,
 }
 """Solvers that always draw noise, and need a stochastic method."""
 
