@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast import checks
+from pfgm_fast.backends.reference import decode
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.ops.schema import Query
 
@@ -30,7 +31,8 @@ class Charges:
     What is prepared, once, in blocks: the mean of the charges and each one's squared distance from it (float64). Neither
     data nor weights may be changed in place afterwards.
 
-    Raises: ArgumentError for a wrong shape or dtype, no charges, non-finite data, weights that are not finite and > 0.
+    Raises: ArgumentError for a wrong shape or dtype, no charges, non-finite data, weights that are not finite and > 0;
+    DerivativeError for data or weights that want a gradient; BackendError for a device that no backend serves.
     """
 
     def __init__(
@@ -41,7 +43,8 @@ class Charges:
         *,
         value_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
-        data = checks.batch("charges", data, (*checks.REAL, torch.uint8, *_HALF)).detach()
+        data = checks.batch("charges", data, (*checks.REAL, torch.uint8, *_HALF))
+        data = checks.constant("charges", data).detach()
         if data.shape[0] == 0:
             raise ArgumentError(
                 f"there are no charges: data has shape {tuple(data.shape)}; at least one is needed"
@@ -63,6 +66,7 @@ class Charges:
 
     def _log_weights(self, weights: Tensor) -> Tensor:
         weights = checks.tensor("weights", weights, (*checks.REAL, *_HALF))
+        weights = checks.constant("weights", weights)
         if weights.shape != (len(self),):
             raise ArgumentError(f"weights must have shape ({len(self)},); got {tuple(weights.shape)}")
         checks.same_device("weights", weights, "data", self.data)
@@ -102,10 +106,8 @@ class Charges:
         return center, norms
 
     def _values(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
-        """Values of raw rows, as the kernels see them: bytes are decoded in the values' own dtype first."""
-        if raw.dtype != torch.uint8:
-            return raw.to(dtype)
-        return (raw.to(dtype) / self.divisor).add_(self.offset)
+        """Values of raw rows, as the kernels see them."""
+        return decode(raw, self.divisor, self.offset, dtype)
 
     @property
     def shape(self) -> torch.Size:

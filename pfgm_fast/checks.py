@@ -7,8 +7,9 @@ import numbers
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from pfgm_fast.errors import ArgumentError, BackendError
+from pfgm_fast.errors import ArgumentError, BackendError, DerivativeError
 
 REAL = (torch.float32, torch.float64)
 NETWORK = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -50,6 +51,37 @@ def sizes(shape: tuple[int, ...]) -> None:
     """(B, *shape) to draw, every size ≥ 1."""
     if len(shape) < 2 or min(shape) < 1:
         raise ArgumentError(f"shape must be (B, *shape) with every size ≥ 1; got {tuple(shape)}")
+
+
+def constant(name: str, value: Tensor) -> Tensor:
+    """Data that no derivative reaches, without torch.func's wrappers.
+
+    Raises: DerivativeError where a derivative by it or a map over it is asked for, instead of giving none.
+    """
+    if torch.compiler.is_compiling():
+        return value
+    functorch = torch._C._functorch
+    while True:
+        wanted = (torch.is_grad_enabled() and value.requires_grad) or has_tangent(value)
+        if wanted or functorch.is_batchedtensor(value):
+            raise DerivativeError(
+                f"{name} are data: they have no derivative, and vmap cannot go over them; pass them detached, or loop"
+            )
+        if not functorch.is_functorch_wrapped_tensor(value):
+            return value
+        value = functorch.get_unwrapped(value)
+
+
+def has_tangent(value: Tensor) -> bool:
+    """Whether value carries a tangent of forward mode."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None
+
+
+def filled(x: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one number, like x. While compiling it is a product: a number that changes then stays one graph."""
+    if torch.compiler.is_compiling():
+        return x.new_ones(shape) * value
+    return x.new_full(shape, value)
 
 
 def flat(value: Tensor) -> Tensor:
@@ -98,7 +130,7 @@ def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:
     """A number, a () or a (B,) tensor → (B,) in x's dtype. On the CPU its values are looked at: positive, or at least
     finite; on a GPU that would stop the stream, and a bad row becomes NaN instead."""
     if not isinstance(value, Tensor):
-        return x.new_full((x.shape[0],), number(name, value, positive=positive, dtype=x.dtype))
+        return filled(x, (x.shape[0],), number(name, value, positive=positive, dtype=x.dtype))
     checked = tensor(name, value, REAL)
     if checked.dim() > 1 or (checked.dim() == 1 and checked.shape[0] != x.shape[0]):
         raise ArgumentError(
@@ -148,7 +180,11 @@ def aug_dim(value: object) -> float:
     """D ∈ (0, ∞]."""
     expected = "a number in (0, inf]"
     given = real("aug_dim (D)", value, expected)
-    if not torch.compiler.is_compiling() and not given > 0:
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import guard_scalar
+
+        return guard_scalar(given)  # one graph for each D: its formulas differ
+    if not given > 0:
         raise ArgumentError(f"aug_dim (D) must be {expected}; got {given!r}")
     return float(given)
 

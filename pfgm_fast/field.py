@@ -6,7 +6,11 @@ those of docs/architecture.md: w_j is the softmax over the charges of log q_j �
 
 Shared behaviour. A row of x that holds NaN or infinity gives a row of NaN. r ≤ 0 or NaN raises ArgumentError where reading
 it is free (CPU) and gives a row of NaN on a GPU. Wrong shapes, dtypes, devices and D ≤ 0 raise ArgumentError; a backend that
-cannot serve the call raises BackendError. `labels` (B,): each query sees only the charges of its class. Derivatives with respect to x and r exist for all functions but `field_divergence` and are first-order.
+cannot serve the call raises BackendError. `labels` (B,): each query sees only the charges of its class. B may be 0.
+
+Derivatives by x and r, in reverse and forward mode, and torch.func's transforms of them: first order of all functions, second
+order of `log_density` and of what else needs no third moments (`ops/derivatives.py` has the table); what is not there raises
+DerivativeError. Charges, their weights and labels are data. vmap goes over x and r.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ def _over_classes(
     query = _query(x, r, charges, aug_dim)
     if labels is None:
         return operator(query)
-    labels = checks.index("labels", labels, x)
+    labels = checks.constant("labels", checks.index("labels", labels, x))
     flat, radius = query.x, query.r
     outputs: list[Tensor] = []
     for label in labels.unique().tolist():
@@ -164,9 +168,10 @@ def log_density(
     if labels is None:
         total: float | Tensor = charges.mean_log_weight()
     else:
+        labels = checks.constant("labels", labels)
         per_class = {k: charges.of_label(k)[0].mean_log_weight() for k in labels.unique().tolist()}
         total = lse.new_tensor([float(per_class[k]) for k in labels.tolist()])
-    return (lse - total + _log_normalizer(charges.dim, float(aug_dim), radius)).to(x.dtype)
+    return (lse - total + _log_normalizer(charges.dim, checks.aug_dim(aug_dim), radius)).to(x.dtype)
 
 
 def score(
@@ -181,7 +186,13 @@ def score(
 
     PFGM++ (arXiv 2302.04265) section 3: the field is the score times a factor only at D = ∞.
     """
-    gradient, *_ = _over_classes(lambda query: _ops.score(*query), x, r, charges, aug_dim, labels)
+
+    def operator(query: Query) -> tuple[Tensor]:
+        if math.isinf(query.aug_dim):  # where the field says it all, and its derivatives need fewer moments
+            return (_ops.poisson_field(*query)[0] / -query.r.square()[:, None],)
+        return (_ops.score(*query)[0],)
+
+    (gradient,) = _over_classes(operator, x, r, charges, aug_dim, labels)
     return gradient.view(x.shape)
 
 
@@ -204,7 +215,7 @@ def field_divergence(
         return (query.x.shape[1] - trace - (field * gradient).sum(1),)
 
     (divergence,) = _over_classes(operator, x, r, charges, aug_dim, labels)
-    return divergence.detach()
+    return divergence
 
 
 def field_step(

@@ -12,15 +12,14 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.ops.dispatch import unwatched
 
 _ops = torch.ops.pfgm_fast
 
 
 def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Tensor:
     """() or (B,) in x's dtype and on its device."""
-    if isinstance(value, (int, float)):
-        return x.new_full((), checks.number(name, value, positive=positive))
+    if not isinstance(value, Tensor):
+        return checks.filled(x, (), checks.number(name, value, positive=positive, dtype=x.dtype))
     if isinstance(value, Tensor) and value.dim() == 0 and value.device.type != "cpu":
         checks.same_device(name, value, "x", x)
         return value.to(x.dtype)  # reading it, or expanding it, would cost a stop or a launch
@@ -73,7 +72,8 @@ def euler_step(
 ) -> Tensor:
     """x + (z' − z) v_x/v_z (B, *shape): Euler's method on the backward ODE, v_z substituted below z_exp as in `drift`.
 
-    out: where the result goes, contiguous, of x's shape and dtype; it may be x itself. Then nothing is differentiable.
+    out: where the result goes, contiguous, of x's shape and dtype; it may be x or vx itself, but not overlap them otherwise.
+        As with torch.add(out=), it takes no part in autograd: a tensor that wants a gradient raises DerivativeError.
     """
     x = checks.batch("x", x)
     flat_vx, vz = _network(x, vx, vz)
@@ -87,8 +87,7 @@ def euler_step(
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
     flat_out = out if out.dim() == 2 else out.view(len(x), -1)
-    step = unwatched("euler_step_out", x) or _ops.euler_step.out
-    step(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
+    _ops.euler_step.out(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
     return out
 
 

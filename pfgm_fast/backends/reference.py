@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,11 +29,20 @@ def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
     return None
 
 
+def byte_values(divisor: float, offset: float, dtype: torch.dtype) -> Tensor:
+    """(256,) on the CPU: `byte / divisor + offset`, each operation rounded to dtype.
+
+    By NumPy: PyTorch on a GPU divides by a Python number through its reciprocal, and 111 of the 256 values differ.
+    """
+    kind: Any = np.float64 if dtype == torch.float64 else np.float32
+    return torch.from_numpy(np.arange(256, dtype=kind) / kind(divisor) + kind(offset))
+
+
 def decode(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -> Tensor:
-    """The values of charges: bytes are `byte / divisor + offset`, each operation rounded to dtype."""
-    if charges.dtype == torch.uint8:
-        return charges.to(dtype).div_(divisor).add_(offset)
-    return charges.to(dtype)
+    """The values of charges in dtype; a byte's is looked up in `byte_values`, the same on every device."""
+    if charges.dtype != torch.uint8:
+        return charges.to(dtype)
+    return byte_values(divisor, offset, dtype).to(charges.device)[charges.int()]
 
 
 def chunks(
@@ -80,10 +90,13 @@ def row(
 def weighted_difference(
     x: Tensor, coefficient: Tensor, charges: Tensor, divisor: float, offset: float
 ) -> Tensor:
-    """Σ_j coefficient_j ρ_j, with ρ_j = y_j − x formed first: (N,)."""
+    """Σ_j coefficient_j ρ_j, with ρ_j = y_j − x formed first: (N,).
+
+    As sums of products, here and below: a matrix product would obey the caller's TF32 and bfloat16 settings.
+    """
     total = torch.zeros_like(x)
     for part, y in chunks(charges, divisor, offset, x.dtype):
-        total += coefficient[part] @ (y - x)
+        total += (y - x).mul_(coefficient[part, None]).sum(0)
     return total
 
 
@@ -95,7 +108,7 @@ def posterior_mean(query: Query) -> tuple[Tensor, Tensor]:
     for i in range(x.shape[0]):
         seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
         for part, y in chunks(charges, divisor, offset, x.dtype):
-            mean[i] += seen.weights[part] @ y
+            mean[i] += (seen.weights[part, None] * y).sum(0)
         lse[i] = seen.lse
     return mean, lse
 
@@ -144,7 +157,8 @@ def second_moment(query: Query, u: Tensor, power: int) -> tuple[Tensor, Tensor]:
     moment, projection = torch.empty_like(x), torch.empty_like(r)
     for i in range(x.shape[0]):
         seen = row(x[i], r[i], charges, log_weights, divisor, offset, aug_dim)
-        along = torch.cat([(y - x[i]) @ u[i] for _, y in chunks(charges, divisor, offset, x.dtype)])
+        parts = chunks(charges, divisor, offset, x.dtype)
+        along = torch.cat([(y - x[i]).mul_(u[i]).sum(1) for _, y in parts])
         coefficient = seen.weights * seen.rate**power * along
         moment[i] = weighted_difference(x[i], coefficient, charges, divisor, offset)
         projection[i] = coefficient.sum()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from pfgm_fast.backends import reference
+from pfgm_fast.checks import has_tangent
 from pfgm_fast.errors import DerivativeError
 from pfgm_fast.ops import derivatives
 from pfgm_fast.ops.dispatch import chosen_backend, full_precision, use_backend
@@ -37,9 +38,7 @@ def _differentiated(args: tuple[Any, ...]) -> bool:
 
 
 def _has_tangent(args: tuple[Any, ...]) -> bool:
-    if forward_ad._current_level < 0:
-        return False
-    return any(isinstance(a, Tensor) and forward_ad.unpack_dual(a).tangent is not None for a in args)
+    return forward_ad._current_level >= 0 and any(isinstance(a, Tensor) and has_tangent(a) for a in args)
 
 
 @contextlib.contextmanager
@@ -201,6 +200,11 @@ def register(library: torch.library.Library) -> None:
     for op in derivatives.STEPS:
         formula = _in_full_precision(getattr(reference, op))
         _register_one(library, op, _step_function(op, formula), formula, formula)
+    library.impl("euler_step.out", _no_transform_into_out, "FuncTorchDynamicLayerFrontMode")
+
+
+def _no_transform_into_out(*args: Any, out: Tensor) -> None:
+    raise DerivativeError("euler_step cannot be transformed by torch.func with out=: leave out away")
 
 
 def _in_full_precision(formula: Callable[..., Any]) -> Callable[..., Any]:

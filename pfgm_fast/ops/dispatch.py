@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfgm_fast.errors import ArgumentError, BackendError
+from pfgm_fast.checks import has_tangent
+from pfgm_fast.errors import ArgumentError, BackendError, DerivativeError
 from pfgm_fast.ops import first_use
 from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
 
@@ -143,6 +144,41 @@ def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
+def _span(value: Tensor) -> tuple[int, int]:
+    """Addresses from the first byte to behind the last."""
+    if value.numel() == 0:
+        return 0, 0
+    steps = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr(), value.data_ptr() + (steps + 1) * value.element_size()
+
+
+def writable(op: str, out: Tensor, inputs: tuple[Any, ...]) -> Tensor:
+    """The rules of PyTorch's own `out=`: nothing in it wants a gradient, and out is an input's memory exactly or not at all.
+
+    Returns inputs[1], as a copy where out is its memory: a row is read twice. Raises: DerivativeError, ArgumentError.
+    """
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    wanted = torch.is_grad_enabled() and any(value.requires_grad for value in (*tensors, out))
+    if wanted or any(has_tangent(value) for value in (*tensors, out)):
+        raise DerivativeError(
+            f"{op}: out= takes no part in autograd, but a tensor of the call wants a gradient"
+        )
+    start, end = _span(out)
+    second = tensors[1]
+    for i, value in enumerate(tensors):
+        low, high = _span(value)
+        if low >= end or high <= start:
+            continue
+        same = (low, high) == (start, end) and value.shape == out.shape and value.dtype == out.dtype
+        if not same or not value.is_contiguous():
+            raise ArgumentError(
+                f"{op}: out shares some of an input's memory, but not all of it in order: pass a copy"
+            )
+        if i == 1:
+            second = value.clone()
+    return second
+
+
 def kernel(op: str) -> Callable[..., Any]:
     """The front operator's kernel: ask the table, call the backend's function of the same name."""
     name = function_name(op)
@@ -156,18 +192,16 @@ def kernel(op: str) -> Callable[..., Any]:
         with full_precision(query.x.device.type):
             return getattr(choose(name, query.x, query.charges), name)(query, *args[QUERY_LENGTH:])
 
-    kernel = call_field if op in FIELD_OPERATORS else call
+    def call_into(x: Tensor, vx: Tensor, *args: Any, out: Tensor) -> None:
+        with full_precision(x.device.type):
+            vx = writable(name, out, (x, vx, *args))
+            getattr(choose(name, x, None), name)(x, vx, *args, out=out)
+        if not out.is_inference():
+            torch.autograd.graph.increment_version(out)
+
+    kernel = call_field if op in FIELD_OPERATORS else call_into if op.endswith(".out") else call
     kernel.__name__ = name
     return kernel
-
-
-def unwatched(op: str, x: Tensor) -> Callable[..., Any] | None:
-    """The backend's function itself, for a step's result that goes into `out`: PyTorch's dispatcher, which costs half as much as a small
-    step, would only pass it on. None where something watches operators (torch.compile, a mode, a tensor's subclass).
-    """
-    if torch.compiler.is_compiling() or type(x) is not Tensor or torch._C._len_torch_dispatch_stack():
-        return None
-    return getattr(choose(op, x, None), op)
 
 
 def info() -> dict[str, Any]:

@@ -61,19 +61,23 @@ CPU_LIBRARY = _define("pfgm_fast_cpu", _TAGS)
 CUDA_LIBRARY = _define("pfgm_fast_cuda", _TAGS)
 
 
+KEYS = ("CPU", "CUDA", "MPS", "XPU", "HPU", "MTIA", "PrivateUse1")
+"""Devices whose calls reach the backend table, which says why where nothing serves one."""
+
+
 def register() -> None:
     """Give the front operators their fake kernels, their Python kernels and their derivatives. Called once, at import."""
     for op, fake in _FAKES.items():
         torch.library.register_fake(f"pfgm_fast::{op}", fake, lib=LIBRARY)
         kernel = dispatch.kernel(op)
-        for key in ("CPU", "CUDA"):
+        for key in KEYS:
             LIBRARY.impl(op, kernel, key)
     autograd.register(LIBRARY)
     for library in (
         LIBRARY,
         CPU_LIBRARY,
         CUDA_LIBRARY,
-    ):  # what is written into `out` has no derivative, nothing is recorded
+    ):  # the kernel itself sees to autograd's rules of `out`
         library.impl("euler_step.out", torch.library.fallthrough_kernel, "Autograd")
 
 
