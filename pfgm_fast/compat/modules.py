@@ -182,6 +182,8 @@ def unet_state(net: NCSNpp, modules: list[Module]) -> dict[str, Tensor]:
                 _fill(state, f"{part}.{name}", layer, name, left)
     except (StopIteration, KeyError) as error:
         raise CheckpointError(f"a module lacks {error}" if error.args else "it has too few modules") from None
+    except RuntimeError as error:  # parts of one module that do not go together
+        raise CheckpointError(f"the parts of a module differ in size ({error})") from None
     rest = sum(1 for _ in left)
     if rest:
         raise CheckpointError(f"{rest} modules are left over")

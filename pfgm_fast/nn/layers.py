@@ -51,6 +51,11 @@ def group_norm(channels: int, eps: float = 1e-6) -> nn.GroupNorm:
     return nn.GroupNorm(max(1, min(channels // 4, 32)), channels, eps=eps)
 
 
+def _wide(position: Tensor) -> Tensor:
+    """At least float32: an angle of half precision would be noise."""
+    return position.to(torch.promote_types(position.dtype, torch.float32))
+
+
 def positional_embedding(
     position: Tensor,  # (B,)
     features: int,
@@ -61,8 +66,9 @@ def positional_embedding(
     the last one with `endpoint` (score-SDE) and the one after it without (ADM)."""
     half = features // 2
     steps = max(1, half - 1) if endpoint else half
-    exponent = torch.arange(half, dtype=torch.float32, device=position.device) / steps
-    angle = position.float()[:, None] * torch.exp(-math.log(longest) * exponent)
+    position = _wide(position)
+    exponent = torch.arange(half, dtype=position.dtype, device=position.device) / steps
+    angle = position[:, None] * torch.exp(-math.log(longest) * exponent)
     return F.pad(torch.cat([angle.sin(), angle.cos()], 1), (0, features % 2))
 
 
@@ -76,7 +82,8 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", scale * torch.randn(features // 2))
 
     def forward(self, position: Tensor) -> Tensor:
-        angle = torch.outer(position.float(), 2 * math.pi * self.freqs.float())
+        position = _wide(position)
+        angle = torch.outer(position, 2 * math.pi * self.freqs.to(position.dtype))
         return torch.cat([angle.sin(), angle.cos()], 1)
 
 
