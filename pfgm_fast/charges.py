@@ -64,6 +64,14 @@ class Charges:
         self._by_label: dict[int, tuple[Charges, Tensor]] = {}
         self.center, self.sq_norms = self._prepare()
 
+    @classmethod
+    def from_dataset(cls, dataset: Any, *, labels: bool = False, **reading: Any) -> Charges:
+        """Every image of a torch Dataset or DataLoader, a Hugging Face data set or an iterable, in bytes; with their labels
+        where asked. reading: as for `pfgm_fast.data.from_dataset`. Raises: DataError."""
+        from pfgm_fast.data import from_dataset
+
+        return from_dataset(dataset, **reading).charges(labels)
+
     def _log_weights(self, weights: Tensor) -> Tensor:
         weights = checks.tensor("weights", weights, (*checks.REAL, *_HALF))
         weights = checks.constant("weights", weights)

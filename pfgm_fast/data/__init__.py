@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pfgm_fast.data.arrays import digits, read_numpy
 from pfgm_fast.data.cifar import is_cifar, read_cifar
+from pfgm_fast.data.datasets import from_dataset
 from pfgm_fast.data.edm import save_zip
 from pfgm_fast.data.folder import read_images
 from pfgm_fast.data.geometry import parse_size
@@ -89,4 +90,4 @@ def _read(spec: str | os.PathLike[str], policy: Policy, split: str | None, layou
     raise DataError(f"{path} is of no kind that can be read: .zip, .npz, .npy, an idx file, or a folder")
 
 
-__all__ = ["ImageSet", "load", "parse_size", "save_zip"]
+__all__ = ["ImageSet", "from_dataset", "load", "parse_size", "save_zip"]

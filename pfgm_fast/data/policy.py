@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -106,7 +107,7 @@ class Policy:
             return found
         result: np.ndarray | None = None
         for i, image in enumerate(found.images.numpy()):
-            done = self._of_array(image.transpose(1, 2, 0), found.name)
+            done = self._named(image.transpose(1, 2, 0), found.name)
             if result is None:
                 result = np.empty((len(found), *done.shape), np.uint8)
             result[i] = done
@@ -114,17 +115,22 @@ class Policy:
         images = torch.from_numpy(np.ascontiguousarray(result.transpose(0, 3, 1, 2)))
         return dataclasses.replace(found, images=images)
 
-    def _of_array(self, image: np.ndarray, name: str) -> np.ndarray:  # (H, W, C)
+    def _named(self, image: np.ndarray, name: str) -> np.ndarray:
         try:
-            if image.shape[-1] == 4 and self.channels is None:
-                planes = [self.finish(Image.fromarray(np.ascontiguousarray(image[..., c]))) for c in range(4)]
-                return np.concatenate(planes, -1)
-            if image.shape[-1] == 4:
-                image = self.compose(image[..., :3], image[..., 3])
-            image = np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image)
-            return self.finish(Image.fromarray(image))
+            return self.of_array(image)
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
+
+    def of_array(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C) bytes, C of 1, 3 or 4 → (H, W, C) bytes as asked for."""
+        if image.shape[-1] == 4 and self.channels is None:
+            planes = [self.finish(Image.fromarray(np.ascontiguousarray(image[..., c]))) for c in range(4)]
+            return np.concatenate(planes, -1)
+        if image.shape[-1] == 4:
+            image = self.compose(image[..., :3], image[..., 3])
+        return self.finish(
+            Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[-1] == 1 else image))
+        )
 
     def compose(self, colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         """(H, W, C) bytes over the background, by (H, W) bytes of alpha; grey stays grey on a grey background."""
@@ -153,8 +159,22 @@ def decode(raw: bytes, formats: tuple[str, ...], policy: Policy) -> tuple[np.nda
 
     Raises: DataError saying what is wrong with the file.
     """
+    return _told(lambda: convert(Image.open(io.BytesIO(raw), formats=formats), policy))
+
+
+def from_pillow(image: Image.Image, policy: Policy) -> tuple[np.ndarray, list[str]]:
+    """The same of an image that Pillow has opened."""
+    return _told(lambda: convert(image, policy))
+
+
+_LIMIT_HELP = "To read such images raise Pillow's limit, PIL.Image.MAX_IMAGE_PIXELS."
+T = TypeVar("T")
+
+
+def _told(read: Callable[[], T]) -> T:
+    """What `read` returns, or one DataError for all that decoders raise."""
     try:
-        return _decode(raw, formats, policy)
+        return read()
     except DataError:
         raise
     except Image.DecompressionBombError as error:
@@ -165,11 +185,8 @@ def decode(raw: bytes, formats: tuple[str, ...], policy: Policy) -> tuple[np.nda
         raise DataError(f"cannot be read as an image: {error or type(error).__name__}") from error
 
 
-_LIMIT_HELP = "To read such images raise Pillow's limit, PIL.Image.MAX_IMAGE_PIXELS."
-
-
-def _decode(raw: bytes, formats: tuple[str, ...], policy: Policy) -> tuple[np.ndarray, list[str]]:
-    image = Image.open(io.BytesIO(raw), formats=formats)
+def convert(image: Image.Image, policy: Policy) -> tuple[np.ndarray, list[str]]:
+    """The steps of docs/data.md, in their order."""
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise DataError(
             f"{image.width}×{image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}, and could be a "
@@ -264,7 +281,7 @@ def _white_is_zero(image: Image.Image) -> bool:
 
 def _integers(image: Image.Image, values: np.ndarray, raw_mode: str) -> np.ndarray:
     """The upper 8 bits of unsigned integers of 12 or 16, as Pillow takes them of 16-bit colour."""
-    sixteen = image.mode in _SIXTEEN_BITS and image.format in ("PNG", "TIFF", "JPEG2000", "PPM")
+    sixteen = image.mode in _SIXTEEN_BITS and image.format in (None, "PNG", "TIFF", "JPEG2000", "PPM")
     if not sixteen and not (image.mode == "I" and image.format in ("PNG", "PPM")):
         raise DataError(
             f"mode {image.mode} of a {image.format} file ({raw_mode or 'integers'}) has no range that is known: "
