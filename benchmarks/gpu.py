@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_cases import cases
+from benchmarks.gpu_records import POISONED, device_lost
 from benchmarks.gpu_report import machine, markdown
 from benchmarks.gpu_setting import Setting
 
@@ -36,6 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seconds", type=float, default=115, help="stop to begin new cases after so long (default 115)"
     )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out the cases that gpu.jsonl has, and go on with the next",
+    )
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.gpu: PyTorch sees no CUDA device (--device cpu --tiny rehearses)", file=sys.stderr)
@@ -46,11 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     options.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(torch.device(options.device), options.tiny, options.data)
-    facts, rows, failed = machine(setting), [], 0
+    facts, failed = machine(setting), 0
+    file = options.out / "gpu.jsonl"
+    rows = _rows_before(file) if options.resume else []
+    done = {row["case"] for row in rows}
     began = time.monotonic()
-    with (options.out / "gpu.jsonl").open("w") as lines:
+    with file.open("a" if options.resume else "w") as lines:
         for name, case in cases(setting).items():
-            if options.only and options.only not in name:
+            if name in done or (options.only and options.only not in name):
                 continue
             if time.monotonic() - began > options.seconds:
                 found = [{"case": name, "what": "not run", "note": f"over {options.seconds:.0f} s already"}]
@@ -64,10 +73,21 @@ def main(arguments: list[str] | None = None) -> int:
                 lines.flush()
                 print(json.dumps(row), flush=True)
             (options.out / "gpu.md").write_text(markdown(facts, rows))
+            if options.device == "cuda" and device_lost():
+                print(
+                    f"# {name}: the device is lost to this process (--resume goes on in another)", flush=True
+                )
+                return POISONED
             if options.device == "cuda":
                 torch.cuda.empty_cache()
     print((options.out / "gpu.md").read_text())
     return 1 if failed else 0
+
+
+def _rows_before(file: Path) -> list[dict]:
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.endswith("}")]
 
 
 def _run(name, case) -> tuple[list[dict], int]:

@@ -33,7 +33,7 @@ def machine(setting: Setting) -> dict[str, Any]:
 
 
 def _number(value: float | None, form: str = ".3g") -> str:
-    return "" if value is None else format(value, form)
+    return "" if value is None or value != value else format(value, form)  # NaN: no ceiling to refer to
 
 
 def markdown(facts: dict[str, Any], rows: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""tools/gpu.sh and the GPU benchmark, rehearsed on a machine without a GPU: parts, reasons, resuming, what is written."""
+"""tools/gpu.sh rehearsed without a GPU: the plan, the parts, what survives a lost device, a hang, a time limit; the roofline's layout."""
 
 from __future__ import annotations
 
@@ -7,58 +7,103 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 import pytest
+import torch
+
+from benchmarks import gpu, gpu_cases, gpu_suite, gpu_summary
+from benchmarks.gpu_records import POISONED
+from benchmarks.gpu_setting import Setting
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "tools" / "gpu.sh"
 pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="the tests run outside the source tree")
 
+SANITIZER = """#!/bin/sh
+# Stands for compute-sanitizer: notes its own options, runs the command.
+[ "$1" = --version ] && exit 0
+while [ "$1" != "${1#--}" ]; do echo "$1 $2" >>"$(dirname "$0")/options"; shift 2; done
+"$@" || exit 1
+echo "========= ERROR SUMMARY: 0 errors"
+"""
+
 
 def _suite(out: Path, *parts: str, **more: str) -> subprocess.CompletedProcess[str]:
     """Run parts of the suite. No GPU is shown to it, whatever the machine has, and no toolkit is on the PATH."""
-    hidden = {"PYTHON": sys.executable, "OUT": str(out), "CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin"}
+    hidden = {
+        "PYTHON": sys.executable,
+        "OUT": str(out),
+        "CUDA_VISIBLE_DEVICES": "",
+        "PATH": "/usr/bin:/bin",
+        "DATA": "",
+    }
     return subprocess.run(
         [str(SCRIPT), *parts], env=os.environ | hidden | more, capture_output=True, text=True, timeout=300
     )
 
 
+def test_the_plan_is_below_nine_minutes() -> None:
+    assert [part.name for part in gpu_suite.PARTS][:6] == [
+        "machine",
+        "build",
+        "memcheck",
+        "cuda",
+        "triton",
+        "hopper",
+    ]
+    assert all(0 < part.planned < part.limit for part in gpu_suite.PARTS)
+    assert sum(part.limit for part in gpu_suite.PARTS) <= gpu_suite.TOTAL <= 540
+    assert gpu_suite.main(["--list"]) == 0
+    assert gpu_suite.main(["nonsense"]) == 2
+
+
 @pytest.mark.slow
-def test_the_benchmark_rehearses_and_is_not_run_twice(tmp_path: Path) -> None:
-    out = tmp_path / "results"
-    done = _suite(out, "bench", BENCH="--device cpu --tiny", DATA="")
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_parts_rehearse_and_those_that_succeeded_are_not_run_twice(tmp_path: Path) -> None:
+    out, tool = tmp_path / "results", tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text(SANITIZER)
+    tool.chmod(0o755)
+    rehearsal = {"REHEARSE": "1", "PATH": f"{tool.parent}:/usr/bin:/bin"}
+    done = _suite(out, "machine", "memcheck", "bench", **rehearsal)
+    summary = (out / "summary.md").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + (out / "memcheck.log").read_text()
+    assert "A rehearsal without a GPU" in summary
+    assert "| build | not run yet |" in summary
+    assert "| memcheck | ok |" in summary
+    assert "nvidia-smi: not on the PATH" in summary  # said, and no reason to fail
+    options = (tool.parent / "options").read_text()
+    assert "--tool memcheck" in options
+    assert "--kernel-name kernel_substring=pfgm" in options
+    assert (out / "memcheck.ready").exists()
     rows = [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
-    cases = {row["case"] for row in rows}
-    for wanted in (
-        "roofline",
-        "1024 x 50000 x 3072",
-        "16 x 16384 x 196608",
-        "Euler step",
-        "Euler sampler",
-        "training",
-    ):
-        assert any(wanted in case for case in cases), wanted
+    assert {row["case"] for row in rows} == set(gpu_cases.cases(Setting(torch.device("cpu"), True)))
     assert all(row["rehearsal"] and row["commit"] and row["torch"] for row in rows)
     assert not [row for row in rows if row.get("failed") or row["what"] == "failed"]
-    assert "these numbers mean nothing" in (out / "gpu.md").read_text()
+    assert "these numbers mean nothing" in summary
     before = (out / "gpu.jsonl").stat().st_mtime_ns
-    again = _suite(out, "bench")
+    parts = gpu_summary.load(out)
+    for name in set(known := [part.name for part in gpu_suite.PARTS]) - set(parts):
+        parts[name] = {"state": "ok", "seconds": 0.0, "what": ""}
+    parts["machine"]["state"] = "ok"
+    (out / "parts.json").write_text(json.dumps(parts))
+    again = _suite(out, **rehearsal)
     assert again.returncode == 0
-    assert "bench: done before" in again.stdout
+    assert again.stdout.count("done before") == len(known)
     assert (out / "gpu.jsonl").stat().st_mtime_ns == before
 
 
 def test_what_cannot_run_says_why(tmp_path: Path) -> None:
-    """A tool that is absent is a skipped part; no GPU is a failed one; an unknown part is an error. The others go on."""
-    done = _suite(tmp_path, "memcheck", "nonsense", "tests", "racecheck")
-    assert done.returncode == 2
-    assert "no part 'nonsense'" in done.stderr
-    summary = (tmp_path / "summary.txt").read_text()
+    """A tool that is absent is a skipped part; no GPU is a failed one. The others go on."""
+    done = _suite(tmp_path, "machine", "memcheck", "racecheck")
+    assert done.returncode == 1
+    summary = (tmp_path / "summary.md").read_text()
     for tool in ("memcheck", "racecheck"):
-        assert f"{tool} skipped: compute-sanitizer is not on the PATH" in summary
-    assert "tests FAILED (1)" in summary
-    assert "PyTorch sees no CUDA device" in (tmp_path / "tests.log").read_text()
+        assert f"| {tool} | skipped |" in summary
+    assert "compute-sanitizer is not on the PATH" in summary
+    assert "| machine | FAILED |" in summary
+    assert "PyTorch sees no CUDA device" in (tmp_path / "machine.log").read_text()
 
 
 def test_a_sanitizer_that_refuses_the_machine_is_a_reason(tmp_path: Path) -> None:
@@ -68,5 +113,135 @@ def test_a_sanitizer_that_refuses_the_machine_is_a_reason(tmp_path: Path) -> Non
     fake.chmod(0o755)
     done = _suite(tmp_path / "out", "memcheck", PATH=f"{fake.parent}:/usr/bin:/bin")
     assert done.returncode == 0
-    assert "memcheck skipped: compute-sanitizer does not run on this machine" in done.stdout
-    assert "Device not supported" in done.stdout
+    assert "skipped" in done.stdout
+    assert "Device not supported" in (tmp_path / "out" / "summary.md").read_text()
+
+
+FILE = """
+import os, time, pytest, torch
+pytestmark = pytest.mark.gpu
+def lost(): raise RuntimeError("CUDA error: an illegal memory access was encountered")
+def test_a(): pass
+def test_b_poisons():
+    torch.cuda.is_available, torch.cuda.synchronize = lambda: True, lost
+    lost()
+def test_c(): torch.cuda.synchronize() if torch.cuda.is_available() else None
+def test_d_hangs(): time.sleep(600)
+def test_e(): pass
+def test_f_dies(): os.abort()
+def test_g(): pytest.skip("a reason")
+def test_h(): assert 1 + 1 == 3
+"""
+
+
+def _part(
+    tmp_path: Path, text: str, limit: float, shards: int = 1
+) -> tuple[gpu_suite.Outcome, dict[str, str]]:
+    """The outcome of a part whose tests are `text`; each test's outcome as the JUnit file has it."""
+    (tmp_path / "their").mkdir()
+    (tmp_path / "their" / "test_them.py").write_text(text)
+    suite = gpu_suite.Suite(tmp_path, False, tests=str(tmp_path / "their"))
+    part = gpu_suite.Part("cuda", 1, limit, gpu_suite.tests("test", shards, 8), "")
+    outcome = part.run(suite, part, limit)
+    outcome.seconds = 1.0
+    gpu_summary.write(tmp_path, [part], {"cuda": vars(outcome)}, False)
+    found = {}
+    for case in ElementTree.parse(tmp_path / "cuda.xml").iter("testcase"):
+        found[case.attrib["name"]] = case[0].tag if len(case) else "passed"
+    return outcome, found
+
+
+@pytest.mark.slow
+def test_a_lost_device_a_hang_and_a_crash_cost_one_test_each(tmp_path: Path) -> None:
+    outcome, found = _part(tmp_path, FILE, 120)
+    assert found == dict.fromkeys(("test_a", "test_c", "test_e"), "passed") | {
+        "test_g": "skipped"
+    } | dict.fromkeys(("test_b_poisons", "test_d_hangs", "test_f_dies", "test_h"), "failure")
+    assert outcome.state == "FAILED"
+    assert "3 passed" in outcome.what
+    assert "3 fresh processes" in outcome.what
+    summary = (tmp_path / "summary.md").read_text()
+    for said in ("illegal memory access", "hung for 8 s", "its process ended with -6", "assert (1 + 1) == 3"):
+        assert said in summary, said
+
+
+def test_a_time_limit_leaves_what_finished(tmp_path: Path) -> None:
+    tests = "import time, pytest\npytestmark = pytest.mark.gpu\n" + "".join(
+        f"def test_{i}(): time.sleep({0 if i < 4 else 60})\n" for i in range(8)
+    )
+    outcome, found = _part(tmp_path, tests, 6, shards=2)
+    assert outcome.state == "FAILED"
+    assert found == {f"test_{i}": "passed" for i in range(4)}
+    assert "4 not run in the time" in outcome.what
+
+
+def test_a_case_that_loses_the_device_does_not_take_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def illegal() -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    table = {
+        "first": lambda: iter([{"what": "x"}]),
+        "second": illegal,
+        "third": lambda: iter([{"what": "y"}]),
+    }
+    lost = iter([False, True, False])
+    facts = {"device": "d", "torch": "t", "commit": "c", "rehearsal": False}
+    for name, value in (
+        ("cases", lambda _: table),
+        ("machine", lambda _: facts),
+        ("device_lost", lambda: next(lost)),
+    ):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    arguments = ["--out", str(tmp_path), "--resume"]
+    assert gpu.main(arguments) == POISONED
+    assert gpu.main(arguments) == 0
+    rows = gpu_summary.json_lines(tmp_path / "gpu.jsonl")
+    assert [(row["case"], row["what"]) for row in rows] == [
+        ("first", "x"),
+        ("second", "failed"),
+        ("third", "y"),
+    ]
+    assert "illegal memory access" in (tmp_path / "gpu.md").read_text()
+
+
+# ---- the ceilings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_int8_ceiling_is_taken_in_the_layout_of_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuBLAS takes int8 where the first operand is contiguous by rows and the second by columns; others it refuses on some."""
+    seen, right = [], torch._int_mm
+
+    def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        seen.append((a.is_contiguous(), b.t().is_contiguous(), a.data_ptr() != b.data_ptr()))
+        return right(a, b)
+
+    monkeypatch.setattr(torch, "_int_mm", product)
+    rows = list(gpu_cases.Roof(Setting(torch.device("cpu"), True)).measure())
+    assert len(rows) == 4
+    assert all(row["rate"] > 0 for row in rows)
+    assert set(seen) == {(True, True, True)}
+
+
+def test_a_missing_ceiling_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(torch, "_int_mm", refused)
+    setting = Setting(torch.device("cpu"), True)
+    rows, failed = gpu._run("roofline", gpu_cases.Roof(setting).measure)
+    assert failed == 0
+    assert [row["what"].split()[0] for row in rows] == ["copy", "bfloat16", "float32", "int8"]
+    assert "CUBLAS_STATUS_NOT_SUPPORTED" in rows[3]["note"]
+    monkeypatch.setattr(gpu_cases, "measure", refused)
+    roof = gpu_cases.Roof(setting)
+    rows, failed = gpu._run("roofline", roof.measure)
+    assert (len(rows), failed) == (4, 0)
+    text = gpu.markdown(
+        {"device": "d", "torch": "t", "commit": "c", "rehearsal": False},
+        [{"case": "c", "what": "w", "share_of_copy": roof.copy}],
+    )
+    assert "nan" not in text
