@@ -157,6 +157,18 @@ def test_noise_keeps_the_marginals(name: str, solver: str) -> None:
     assert float(out.x.std()) == pytest.approx(0.5, rel=0.04)
 
 
+@pytest.mark.parametrize("name", GAUSSIAN)
+def test_ancestral_steps_are_exact_at_any_length(name: str) -> None:
+    """Of a lone charge at 0 every x(t) is N(0, s²), after three long steps as well: the posterior's mean and variance are right."""
+    lone, method = pf.Charges(torch.zeros(1, 500, dtype=torch.float64)), GAUSSIAN[name]
+    generator = torch.Generator().manual_seed(0)
+    path = pf.sample(lone, (60, 500), "ancestral", 4, method=method, generator=generator, record=True).path
+    assert len(path) >= 5
+    for t, x in path[1:-1]:
+        assert float(x.std()) == pytest.approx(method.flow(lone).marginal_prob(t)[1], rel=0.03)
+    assert float(path[-1][1].abs().max()) < 1e-9
+
+
 def test_churn_raises_the_noise_and_nothing_else() -> None:
     """One charge at 0, S_max below every σ or S_churn = 0: the deterministic sampler to the bit; else other samples."""
     charges, shape = pf.Charges(torch.randn(20, 4)), (6, 4)
