@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pfgm_fast.cli.networks import add_network, cache_of, config_of, trained
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
-from pfgm_fast.cli.sample import draw, trained
+from pfgm_fast.cli.sample import draw
 from pfgm_fast.errors import ArgumentError, CheckpointError
 
 
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--inception", type=Path, metavar="WEIGHTS", help="Inception weights of torch-fidelity, a local file"
     )
-    command.add_argument("run_folder", type=Path, metavar="run", help="the folder of `pfgm-fast train`")
+    add_network(command)
     command.add_argument("--data", help="other data than the run's, such as a test set")
     command.add_argument(
         "--likelihood", type=positive, metavar="N", help="bits per dimension of N images of the data"
@@ -67,17 +68,16 @@ def run(options: argparse.Namespace) -> None:
     )
     from pfgm_fast.metrics.features import cached_classifier, cached_features, features_of
     from pfgm_fast.plots import to_bytes
-    from pfgm_fast.training import RunConfig
     from pfgm_fast.training.files import writable, write_beside
 
-    config = RunConfig.load(options.run_folder)
+    config = config_of(options)
     found = data_of(options, config)
     if found.labels is not None:
         check_counts(options.count, len(found))
     if options.json is not None:
         writable(options.json)
     images, evaluations, seconds, _ = draw(options)
-    cache = options.cache or options.run_folder / "cache"
+    cache = cache_of(options)
     real = found.charges().values()
     neighbors = nearest_neighbors(images, real)
     figures = {
@@ -116,6 +116,8 @@ def data_of(options: argparse.Namespace, config: Any) -> Any:
     from pfgm_fast import data
     from pfgm_fast.training.config import image_shape
 
+    if options.data is None and not config.data:
+        raise ArgumentError(f"{options.run_folder} holds no data: name what to compare with by --data")
     found = data.load(config.data if options.data is None else options.data, config.size)
     known = config.dataset
     if options.data is None and known is not None and found.digest != known.digest:

@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pfgm_fast.cli.networks import add_network, trained
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
 from pfgm_fast.errors import ArgumentError, NonFiniteError
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser("sample", help="draw images from a trained run")
-    command.add_argument("run_folder", type=Path, metavar="run", help="the folder of `pfgm-fast train`")
+    add_network(command)
     command.add_argument(
         "--out",
         type=Path,
@@ -107,14 +108,6 @@ def _refuse_nonfinite(drawn: Any, options: argparse.Namespace) -> None:
             f"{bad} of {len(drawn)} samples of {options.run_folder} are not finite, nothing is written: try another --solver "
             f"or more --steps (now {options.solver}, {options.steps}), another --ema, or an earlier --snapshot"
         )
-
-
-def trained(options: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The network that the options name, its method and its run's config."""
-    from pfgm_fast.training import load_network
-
-    average = None if options.ema < 0 else options.ema
-    return load_network(options.run_folder, average, device(options), options.snapshot)
 
 
 def _labels(wanted: list[str] | None, config: Any, rows: int) -> Any:

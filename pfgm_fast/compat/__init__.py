@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load_any(
-    path: str | Path, which: str = "ema", image_size: int | None = None, **options: Any
+    path: str | Path, which: str = "ema", image_size: int | tuple[int, int] | None = None, **options: Any
 ) -> tuple[nn.Module, Method]:
     """(network, method) of a file of EDM, PFGM++, Poisson_flow or score_sde_pytorch, or of a run's folder, whichever it is.
 
@@ -51,7 +51,12 @@ def load_any(
     return denoiser, edm.method_of(denoiser)
 
 
+def network_config(net: Any) -> Any:
+    """The `nn.UNetConfig` of a network that `load_any` gave."""
+    return getattr(net, "model", net).config
+
+
 load = load_any
 """The same, for `pfgm_fast.compat.load(path)`."""
 
-__all__ = ["load", "load_any"]
+__all__ = ["load", "load_any", "network_config"]

@@ -18,7 +18,7 @@ EXPECTED = (
 )
 
 
-def load_checkpoint(path: str | Path, image_size: int | None = None, ema: bool = True) -> DDPMpp:
+def load_checkpoint(path: str | Path, image_size: numbered.Size = None, ema: bool = True) -> DDPMpp:
     """The network of an authors' checkpoint, in evaluation mode, on the CPU.
 
     The architecture is inferred from names and shapes; image_size, which they do not tell, is given (None: where attention would be
@@ -28,7 +28,7 @@ def load_checkpoint(path: str | Path, image_size: int | None = None, ema: bool =
     return network(numbered.read(path, EXPECTED), path, image_size, ema)
 
 
-def network(loaded: Any, path: str | Path, image_size: int | None = None, ema: bool = True) -> DDPMpp:
+def network(loaded: Any, path: str | Path, image_size: numbered.Size = None, ema: bool = True) -> DDPMpp:
     """As `load_checkpoint`, of what `unpickler.load` found in the file."""
     modules = numbered.modules_of(loaded, path, EXPECTED, ema)
     try:

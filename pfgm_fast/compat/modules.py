@@ -31,6 +31,7 @@ _BLOCK = {
 }
 """Our name → theirs, of a residual block's parts."""
 
+Size = int | tuple[int, int] | None
 Module = dict[str, Any]
 """Name within a module → tensor, or anything else with a shape."""
 
@@ -95,10 +96,10 @@ def _kind(module: Module) -> str:
     return {1: "norm", 2: "linear", 4: "conv"}.get(len(weight.shape) if weight is not None else 0, "unknown")
 
 
-def infer_config(modules: list[Module], image_size: int | None = None) -> UNetConfig:
+def infer_config(modules: list[Module], image_size: Size = None) -> UNetConfig:
     """The UNet whose modules have these names and shapes; output channels are those of the last convolution.
 
-    image_size: which they do not tell; None: as if attention were at 16 × 16, as in every published configuration, else 32.
+    image_size: N or (H, W), which they do not tell; None: as if attention were at 16 × 16, as in every published configuration, else 32.
     The down path is read block by block: a residual block whose 1×1 skip keeps the number of channels is a down-sampling. The middle
     (block, attention, block) ends it. The FIR filter, which is nowhere in the file, is taken to go with the Fourier embedding or
     with residual input, as in every published configuration. Raises: CheckpointError where the modules are no such UNet's.
@@ -143,6 +144,7 @@ def infer_config(modules: list[Module], image_size: int | None = None) -> UNetCo
         raise CheckpointError(f"levels of {levels} features with {blocks} blocks are no DDPM++")
     if image_size is None:
         image_size = 16 << min(attention) if attention else 32
+    height = image_size if isinstance(image_size, int) else image_size[0]
     heads = [i for i, kind in enumerate(kinds) if kind == "norm"]
     return UNetConfig(
         channels,
@@ -150,7 +152,7 @@ def infer_config(modules: list[Module], image_size: int | None = None) -> UNetCo
         width,
         tuple(level // width for level in levels),
         blocks[0],
-        tuple(image_size >> level for level in sorted(attention)),
+        tuple(height >> level for level in sorted(attention)),
         embedding="fourier" if fourier else "positional",
         encoder=encoder,
         decoder="skip" if len(heads) > 1 else "standard",
@@ -227,7 +229,7 @@ def _value(value: Any) -> Tensor:
     return value.read() if isinstance(value, StoredTensor) else value
 
 
-def config_of(modules: list[Module], image_size: int | None, **given: Any) -> UNetConfig:
+def config_of(modules: list[Module], image_size: Size, **given: Any) -> UNetConfig:
     """`infer_config` with what the user knows better. Raises: CheckpointError, also for an image_size that does not fit."""
     try:
         return replace(infer_config(modules, image_size), **given)

@@ -25,7 +25,7 @@ EXPECTED = (
 
 def load_checkpoint(
     path: str | Path,
-    image_size: int | None = None,
+    image_size: numbered.Size = None,
     sde: str | None = None,
     *,
     ema: bool = True,
@@ -59,7 +59,7 @@ def load_checkpoint(
 
 
 def network(
-    loaded: Any, path: str | Path, image_size: int | None = None, ema: bool = True, **options: Any
+    loaded: Any, path: str | Path, image_size: numbered.Size = None, ema: bool = True, **options: Any
 ) -> Preconditioned:
     """As `load_checkpoint`, of what `unpickler.load` found in the file."""
     modules = numbered.modules_of(loaded, path, EXPECTED, ema)
