@@ -128,20 +128,55 @@ Trainer(SMALL, sys.argv[1]).run(progress=False)
     assert _losses(run) == _losses(never_stopped.folder)
 
 
-def test_sigterm_checkpoints(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_checkpoint(tmp_path: Path, name: str) -> None:
     trainer = Trainer(_with(steps=10_000, checkpoint_every=10_000), tmp_path)
     update, calls = trainer._update, []
 
     def third_update_is_interrupted():
         calls.append(1)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), getattr(signal, name))
         return update()
 
     trainer._update = third_update_is_interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt, match="stopped at step 3"):
         trainer.run(progress=False)
     assert checkpoints.latest(tmp_path).step == 3
+
+
+def test_nohup_is_respected(tmp_path: Path) -> None:
+    """SIGHUP that was ignored at the start stays ignored, and is so afterwards."""
+    trainer = Trainer(_with(steps=3), tmp_path)
+    update = trainer._update
+
+    def with_hangup():
+        os.kill(os.getpid(), signal.SIGHUP)
+        return update()
+
+    trainer._update = with_hangup  # type: ignore[method-assign]
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.run(progress=False)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert trainer.step == 3
+
+
+@pytest.mark.slow
+def test_a_storm_of_kills_loses_no_checkpoint(tmp_path: Path) -> None:
+    """Trainings that checkpoint after each update are ended at random moments by SIGKILL, SIGTERM, SIGHUP and full disks; after each the
+    newest checkpoint that was there, or a newer one, is whole. PFGM_FAST_KILLS: how many (8 here; 50 by hand)."""
+    kills = os.environ.get("PFGM_FAST_KILLS", "8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.storm", str(tmp_path), kills, "0"],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{kills} ends" in done.stdout
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from scipy import stats
 
-from pfgm_fast.errors import CheckpointError, DataError
+from pfgm_fast.errors import ArgumentError, CheckpointError, DataError
 from pfgm_fast.metrics import (
     energy_distance,
     frechet_distance,
@@ -151,3 +151,84 @@ def test_inception_says_what_is_missing(tmp_path) -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(DataError, match=r"needs the package torch-fidelity|no Inception weights at"):
         inception_metrics(images, images, tmp_path / "none.pth")
+
+
+def _all_metrics(a: torch.Tensor, b: torch.Tensor) -> list[float]:
+    near = nearest_neighbors(a, b)
+    sliced = sliced_wasserstein(a, b, 64, torch.Generator().manual_seed(0))
+    return [
+        energy_distance(a, b),
+        near.typical,
+        near.ratio,
+        sliced,
+        frechet_distance(a, b),
+        *precision_recall(a, b),
+    ]
+
+
+def test_metrics_do_not_depend_on_a_shift() -> None:
+    """By 16,384, with values on a grid of 2⁻⁸ that float32 still holds exactly there."""
+    grid = lambda x: (x * 256).round() / 256  # noqa: E731
+    a, b = grid(torch.randn(150, 8)), grid(torch.randn(200, 8) * 1.2 + 0.3)
+    expected = _all_metrics(a, b)
+    assert 0 < expected[5] < 1
+    for shift in (16_384.0, torch.tensor([16_384.0, -8192.0, 0, 0, 0, 4096.0, 0, 1.0])):
+        assert _all_metrics(a + shift, b + shift) == pytest.approx(expected, rel=1e-6)
+    assert _all_metrics(a.double() + 1e8, b.double() + 1e8) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_metrics_refuse_what_is_not_finite(value: float) -> None:
+    a, b = torch.randn(40, 4), torch.randn(60, 4)
+    bad = a.clone()
+    bad[3, 1] = bad[7, 2] = bad[7, 3] = value
+    for metric in (
+        energy_distance,
+        nearest_neighbors,
+        sliced_wasserstein,
+        frechet_distance,
+        precision_recall,
+    ):
+        with pytest.raises(ArgumentError, match="2 of 40 rows of samples are not finite"):
+            metric(bad, b)
+        with pytest.raises(ArgumentError, match="2 of 40 rows of data are not finite"):
+            metric(b, bad)
+    from pfgm_fast.metrics.features import Classifier, features_of
+
+    images = torch.zeros(3, 1, 8, 8)
+    images[1] = value
+    with pytest.raises(ArgumentError, match="1 of 3 images are not finite"):
+        features_of(Classifier(1, 2).eval(), images)
+
+
+@pytest.mark.parametrize("what", ["autocast", "float64", "short products"])
+def test_metrics_do_not_depend_on_the_callers_settings(what: str) -> None:
+    from pfgm_fast.data import load
+    from pfgm_fast.metrics.features import features_of, train_classifier
+
+    digits = load("digits").select(torch.arange(200))
+    a, b = torch.randn(150, 8), torch.randn(200, 8) + 0.3
+
+    def figures() -> list[float]:
+        values = digits.charges().values()
+        features = features_of(train_classifier(digits, epochs=1), values)
+        return [*_all_metrics(a, b), float(features.double().sum())]
+
+    expected = figures()
+    precision = torch.get_float32_matmul_precision()
+    try:
+        if what == "float64":
+            torch.set_default_dtype(torch.float64)
+        if what == "short products":
+            torch.set_float32_matmul_precision("medium")
+        with torch.autocast("cpu", torch.bfloat16, enabled=what == "autocast"):
+            found = figures()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_float32_matmul_precision(precision)
+    assert found == expected
+
+
+def test_precision_and_recall_say_how_many_are_needed() -> None:
+    with pytest.raises(ArgumentError, match=r"need at least 4 samples .* got 3 and 50"):
+        precision_recall(torch.randn(3, 2), torch.randn(50, 2))

@@ -66,6 +66,8 @@ class PFGM(Hyperparameters):
         M_exp = ⌊¾ ln(‖y‖²/(2√N σ²))/ln(1 + τ)⌋ + 1, z_max = √(2/π) σ (1 + τ)^M_exp, upper_norm = √N σ (1 + τ)^M_exp.
         Whatever is `given` stands.
         """
+        checks.positive("sigma", sigma)
+        checks.positive("tau", tau)
         squares = sum(float(charges.values(i, torch.float64).square().sum()) for i in charges.blocks())
         m_exp = given.pop("m_exp", None)
         if m_exp is None:

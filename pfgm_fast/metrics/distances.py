@@ -121,7 +121,7 @@ def sliced_wasserstein(
 
 def _quantiles(points: Tensor, levels: Tensor) -> Tensor:
     """torch.quantile of each column of (n, K) at levels (L,): (L, K), for any n (torch's own takes 16 million numbers at most)."""
-    order = points.sort(0).values
+    order = points.T.contiguous().sort(1).values
     place = levels.double() * (len(points) - 1)
     low = place.floor().long()
-    return torch.lerp(order[low], order[place.ceil().long()], (place - low).float()[:, None])
+    return torch.lerp(order[:, low], order[:, place.ceil().long()], (place - low).float()).T

@@ -87,7 +87,8 @@ class TrainConfig:
 
 def _at_least(least: int, name: str, value: int) -> None:
     if not least <= value <= LARGEST:
-        raise ArgumentError(f"{name} must be an integer ≥ {least} and below 2^63; got {value!r}")
+        bound = f"≥ {least}" if value < least else "below 2^63"
+        raise ArgumentError(f"{name} must be an integer {bound}; got {value!r}")
 
 
 def read_size(value: object) -> int | tuple[int, int]:
