@@ -70,6 +70,25 @@ def test_sample_writes_pictures_and_bytes(run_folder: Path, tmp_path: Path, solv
     assert np.load(tmp_path / "x.npz")["images"].shape == (5, 1, 8, 8)
 
 
+def test_an_image_does_not_depend_on_the_batch(run_folder: Path, tmp_path: Path) -> None:
+    """Image k of a seed, drawn three at a time, all at once, or as one of fewer; another seed draws others."""
+    drawn = {}
+    for name, more in {
+        "three": ["--batch", "3"],
+        "all": ["--batch", "99"],
+        "fewer": ["--count", "4"],
+        "other": ["--seed", "1"],
+    }.items():
+        out = tmp_path / f"{name}.npz"
+        assert (
+            main(["sample", str(run_folder), "--count", "7", "--steps", "2", *more, "--out", str(out)]) == 0
+        )
+        drawn[name] = np.load(out)["images"].astype(int)
+    assert np.abs(drawn["three"] - drawn["all"]).max() <= 1  # rounding of another batch size
+    assert np.abs(drawn["fewer"] - drawn["all"][:4]).max() <= 1
+    assert np.abs(drawn["other"] - drawn["all"]).max() > 10
+
+
 def test_evaluate(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "figures.json"
     assert main(["evaluate", str(run_folder), "--count", "32", "--steps", "2", "--json", str(out)]) == 0

@@ -65,17 +65,17 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
     import torch
 
     from pfgm_fast.sampling import sample
+    from pfgm_fast.seeds import image_seeds
     from pfgm_fast.training.config import image_shape
 
     net, method, config = trained(options)
     network = config.network
     shape = image_shape(network)
     where = device(options)
-    generator = torch.Generator(where).manual_seed(options.seed)
     labels = _labels(options.labels, config, options.count)
     starts, total = None, options.count
     if options.interpolate:
-        starts = _rows(method, shape, options, generator)
+        starts = _rows(method, shape, options, torch.Generator(where).manual_seed(options.seed))
         total = len(starts)
         labels = None if labels is None else labels.repeat_interleave(options.interpolate)
     parts, evaluations, began = [], 0, time.perf_counter()
@@ -87,7 +87,7 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
             options.solver,
             options.steps,
             x0=None if starts is None else starts[part],
-            generator=generator,
+            seeds=image_seeds(options.seed, part.stop - first, first),  # whatever --batch is
             method=method,
             labels=None if labels is None else labels[part].to(where),
             temperature=options.temperature,
