@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -62,6 +63,11 @@ def test_fixtures(folder, name: str, file: str) -> None:
         some = None if labels is None else labels[: len(given["sampler_x0"])]
         x = heun(net, given["sampler_x0"].double(), sigmas, some)
     assert float((x - given["sampler_x"]).norm() / given["sampler_x"].norm()) <= 1e-4
+    ours = dataclasses.replace(edm.method_of(net), sigma_min=low, sigma_max=high)
+    x0 = given["sampler_x0"].double()
+    out = pf.sample(net, tuple(x0.shape), "heun", int(steps), x0=x0, method=ours, labels=some)
+    assert out.nfe == int(given["sampler_nfe"]) == 11
+    assert float((out.x - given["sampler_x"]).norm() / given["sampler_x"].norm()) <= 1e-4
     assert net.aug_dim == (index["D"] or math.inf)
     assert net.label_dim == index["precond_kwargs"]["label_dim"]
     assert net.model.config.dropout == index["model_kwargs"].get("dropout", 0.1)

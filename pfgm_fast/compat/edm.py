@@ -124,7 +124,7 @@ def _build(top: StandIn) -> Preconditioned:
         raise CheckpointError(
             f"the {top.name} is over a {_kind(model) if model is not None else 'missing model'}"
         )
-    recorded = {**_recorded(top), **_recorded(model)}
+    recorded = {**_kept(model), **_recorded(top), **_recorded(model)}
     shapes = {name.removeprefix("model."): t.shape for name, t in tensors.items() if name != "u"}
     config = infer_config(ARCHITECTURES[model.name], shapes, recorded, _filter(tensors))
     attributes = {**_recorded(top), **top.state}
@@ -169,6 +169,17 @@ def _recorded(module: StandIn) -> dict[str, Any]:
     """The keyword arguments that the file says a module was made with."""
     given = module.state.get("_init_kwargs")
     return dict(given) if isinstance(given, dict) else {}
+
+
+def _kept(model: StandIn) -> dict[str, Any]:
+    """What its objects keep of those arguments: label_dropout itself, dropout each of its blocks."""
+    kept = {"label_dropout": model.state.get("label_dropout", 0)}
+    encoder = model.state["_modules"].get("enc")
+    blocks = encoder.state.get("_modules", {}).values() if isinstance(encoder, StandIn) else ()
+    dropouts = [
+        block.state["dropout"] for block in blocks if isinstance(block, StandIn) and "dropout" in block.state
+    ]
+    return kept | ({"dropout": dropouts[0]} if dropouts else {})
 
 
 def _filter(tensors: dict[str, StoredTensor]) -> tuple[float, ...]:
