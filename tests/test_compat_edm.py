@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -189,3 +192,44 @@ def test_load_any_gives_network_and_method(tmp_path) -> None:
     torch.save({"anything": 1}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match=r"'anything' \(int\).*score_sde_pytorch"):
         compat.load_any(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_networks_pickled_as_plain_classes(tmp_path, monkeypatch, protocol: int) -> None:
+    """Without EDM's persistence: objects of training.networks, of which only names and states are taken; and no recorded arguments."""
+    config = UNetConfig(1, 8, 8, (1, 2), 1, (4,), dropout=0.25, classes=2, label_dropout=0.5)
+    net = randomised("edm", config)
+    module = types.ModuleType("training.networks")
+    monkeypatch.setitem(sys.modules, "training", types.ModuleType("training"))
+    monkeypatch.setitem(sys.modules, "training.networks", module)
+
+    def plain(value):
+        if not hasattr(value, "meta"):
+            return value
+        name, state = value.meta["class_name"], dict(value.meta["state"])
+        if not hasattr(module, name):
+            setattr(module, name, type(name, (), {"__module__": "training.networks"}))
+        state["_modules"] = {k: plain(v) for k, v in state["_modules"].items()}
+        for part in ("_init_args", "_init_kwargs"):
+            state.pop(part)
+        if name == "SongUNet":
+            state["label_dropout"] = 0.5
+            state["_modules"]["enc"]._modules = {
+                k: plain(v) for k, v in state["_modules"]["enc"]._modules.items()
+            }
+            state["_modules"]["dec"]._modules = {
+                k: plain(v) for k, v in state["_modules"]["dec"]._modules.items()
+            }
+        if name == "UNetBlock":
+            state["dropout"] = 0.25
+        made = getattr(module, name)()
+        made.__dict__.update(state)
+        return made
+
+    top = plain(as_theirs(net, {}, {"sigma_data": 0.5}))
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"ema": top}, protocol))
+    back = edm.load_checkpoint(tmp_path / "plain.pkl")
+    assert back.model.config == UNetConfig(**{**config.to_dict(), "resample_filter": (0.5, 0.5)})
+    x = torch.randn(2, *config.shape)
+    with torch.no_grad():
+        torch.testing.assert_close(back(x, 1.0, torch.tensor([0, 1])), net(x, 1.0, torch.tensor([0, 1])))
