@@ -24,6 +24,7 @@ from pfgm_fast.methods.base import (
 )
 from pfgm_fast.methods.network import Network, call_denoiser, call_network, is_denoiser
 from pfgm_fast.methods.sigma_flow import FieldFlow, GaussianFieldFlow, GaussianSigmaFlow, SigmaFlow
+from pfgm_fast.nn.preconditioning import edm_coefficients
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,7 @@ class PFGMpp(Hyperparameters):
         """The denoiser D(x; σ) = c_skip x + c_out F(c_in x, c_noise) (B, *shape) of a raw network F; a denoiser's own output."""
         if is_denoiser(net):
             return call_denoiser(net, x, sigma, labels)
-        total = sigma.square() + self.sigma_data**2
-        skip, into = self.sigma_data**2 / total, total.rsqrt()
-        out = sigma * self.sigma_data * into
+        skip, out, into, _ = edm_coefficients(sigma, self.sigma_data)
         raw, _ = call_network(net, x * per_image(into, x), self.c_noise_scale * sigma.log(), labels)
         return per_image(skip, x) * x + per_image(out, x) * raw.to(x.dtype)
 
