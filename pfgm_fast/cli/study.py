@@ -20,6 +20,8 @@ def add(commands: Any) -> None:
     studies = command.add_subparsers(dest="study", required=True, metavar="study")
     _add_optimal_loss(studies)
     _add_memorization(studies)
+    _add_exact(studies)
+    _add_errors(studies)
 
 
 def aug_dim(text: str) -> float:
@@ -132,3 +134,83 @@ def run_memorization(options: argparse.Namespace) -> None:
         columns = zip(found.ratio.tolist(), found.nearest.tolist(), found.distance.tolist(), strict=True)
         rows = [{"ratio": a, "nearest": b, "distance": c} for a, b, c in columns]
         write_beside(options.json, json.dumps({"copies": found.fraction, "samples": rows}).encode())
+
+
+def _add_claim(command: Any, samples: int) -> None:
+    from pfgm_fast.studies.exact import METHODS
+
+    command.add_argument("--data", default="digits", help="digits, or a path to images (default digits)")
+    command.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default all")
+    command.add_argument(
+        "--samples", type=positive, default=samples, help=f"a point and seed (default {samples})"
+    )
+    command.add_argument("--seeds", type=positive, default=3, help="independent repetitions (default 3)")
+    command.add_argument("--out", type=Path, default=Path("out/study"), help="folder (default out/study)")
+    add_device(command)
+
+
+def _add_exact(studies: Any) -> None:
+    command = studies.add_parser(
+        "exact",
+        help="accuracy against evaluations of every method and sampler",
+        description="Every method and sampler with the exact field of the data: how many evaluations each needs, and how an ODE deviates "
+        "from its own solution. Writes exact.md with its pictures; can be stopped, and goes on.",
+    )
+    _add_claim(command, 2000)
+    command.add_argument(
+        "--quick", action="store_true", help="fewer steps, for data on which a field takes long"
+    )
+    command.set_defaults(run=run_exact)
+
+
+def run_exact(options: argparse.Namespace) -> None:
+    import time
+    from dataclasses import replace
+
+    from pfgm_fast import data
+    from pfgm_fast.studies.claims import write_exact
+    from pfgm_fast.studies.exact import ExactPlan, ExactStudy, small
+
+    images = data.load(options.data)
+    plan = small(ExactPlan()) if options.quick else ExactPlan()
+    plan = replace(
+        plan, methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))
+    )
+    began = time.perf_counter()
+    charges = images.charges().to(device(options))
+    points = ExactStudy(charges, plan, options.out).run()
+    write_exact(options.out, points, _described(images, charges), plan.samples, time.perf_counter() - began)
+    print(f"in {options.out}: exact.md, accuracy.png, steps.png, points.jsonl")
+
+
+def _add_errors(studies: Any) -> None:
+    command = studies.add_parser(
+        "errors",
+        help="how quality falls with an error of known strength in the network",
+        description="The exact field as network plus a controlled error, relative to the method's own normalised output: smooth, at right "
+        "angles, or of the amplitude. Writes errors.md with its picture; can be stopped, and goes on.",
+    )
+    _add_claim(command, 1000)
+    command.set_defaults(run=run_error_study)
+
+
+def run_error_study(options: argparse.Namespace) -> None:
+    import time
+
+    from pfgm_fast import data
+    from pfgm_fast.studies.claims import write_errors
+    from pfgm_fast.studies.errors import ErrorPlan, run_errors
+
+    images = data.load(options.data)
+    plan = ErrorPlan(
+        methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))
+    )
+    began = time.perf_counter()
+    charges = images.charges().to(device(options))
+    points = run_errors(charges, plan, options.out)
+    write_errors(options.out, points, _described(images, charges), plan.samples, time.perf_counter() - began)
+    print(f"in {options.out}: errors.md, errors.png, errors.jsonl")
+
+
+def _described(images: Any, charges: Any) -> str:
+    return f"{images.name}, {len(charges)} charges of {charges.dim} values"
