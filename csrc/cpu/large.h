@@ -95,7 +95,6 @@ class Large {
   void refine(int64_t row, float* weights, float* pulls, const WeightFunction& function, double bound,
               WeightSums& sums, Work& work);
   void serve_one(int64_t row, int64_t j, double squares, Work& work);
-  FloatWeightFunction float_function(const WeightFunction& function) const;
 
   // ---- large_dense.cpp ----
   void sum_dense(const std::vector<DenseRow>& rows);

@@ -1,5 +1,5 @@
-// Few dimensions (N ≤ 16): the driver of kernels/small_n.inl. Charges become columns once a call; rows run in
-// parallel.
+// Few dimensions (N ≤ 16), any D: the driver of kernels/small_n.inl. Charges become columns once a call; rows
+// run in parallel.
 #include <algorithm>
 #include <vector>
 
@@ -9,14 +9,21 @@
 #include "weight_function.h"
 
 namespace pfgm {
+namespace {
 
 constexpr int64_t kMostDimensions = 16;
-constexpr double kMostPower =
-    40;  // above, float32 squares are too coarse for the exponent; the large path recomputes them
+constexpr double kMostFloatPower = 40;  // above, float32 squares are too coarse for the exponent
 
-bool small_n_serves(const FieldCall& call) {
-  return call.dim <= kMostDimensions && 0.5 * (call.dim + call.aug_dim) <= kMostPower;
+/// N + D where it is whole and small, so that a weight is so many factors 1/√(1 + gap/d²_a); else 0.
+int halves_of(const WeightFunction& function, bool weighted) {
+  const bool whole =
+      !function.gaussian && function.power <= kMostFloatPower && function.total == std::floor(function.total);
+  return whole && !weighted ? static_cast<int>(function.total) : 0;
 }
+
+}  // namespace
+
+bool small_n_serves(const FieldCall& call) { return call.dim <= kMostDimensions; }
 
 void run_small_n(const FieldCall& call, const Parallel& parallel) {
   const Kernels& k = kernels();
@@ -37,24 +44,38 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
     }
   });
   const bool score = call.op == FieldOp::kScore;
+  const bool precise = 0.5 * (N + call.aug_dim) > kMostFloatPower;
+  const double negligible = kNegligible + std::log(static_cast<double>(M));
   parallel(0, call.batch, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> squares(stride);
     float shift[kMostDimensions], pull[kMostDimensions], anchor[kMostDimensions];
-    for (int64_t row = begin; row < end; ++row) {
-      if (!row_is_good<float>(call, row)) {
-        spoil_row<float>(call, row);
+    for (int64_t at = begin; at < end; ++at) {
+      if (!row_is_good<float>(call, at)) {
+        spoil_row<float>(call, at);
         continue;
       }
-      const float* x = static_cast<const float*>(call.x) + row * N;
-      const float r = static_cast<const float*>(call.r)[row];
-      int64_t near = 0;
-      const WeightSums sums =
-          k.small_n(x, columns.data(), N, stride, M, log_q.empty() ? nullptr : log_q.data(),
-                    static_cast<float>(0.5 * (N + call.aug_dim)), static_cast<float>(N + call.aug_dim), r * r,
-                    squares.data(), &near, shift, score ? pull : nullptr);
+      const float* x = static_cast<const float*>(call.x) + at * N;
+      const int64_t near = k.small_n_nearest(x, columns.data(), N, stride, M, precise, squares.data());
+      const double anchor2 = k.distance(x, charges, near);
+      const WeightFunction function(N, call.aug_dim, static_cast<const float*>(call.r)[at], anchor2);
+      const double reach = (anchor2 + function.gap_of(negligible)) * (1 + 1e-6 * (N + 2));
+      const bool weighted = call.log_weights != nullptr;
+      const SmallNRow row{
+          x,
+          columns.data(),
+          squares.data(),
+          weighted ? log_q.data() : nullptr,
+          N,
+          stride,
+          M,
+          near,
+          anchor2,
+          weighted || !(reach < 1e37) ? std::numeric_limits<float>::infinity() : static_cast<float>(reach),
+          halves_of(function, weighted),
+          precise};
+      const WeightSums sums = k.small_n_sums(row, in_float(function, 0.0), shift, score ? pull : nullptr);
       for (int64_t i = 0; i < N; ++i) anchor[i] = columns[i * stride + near];
-      const WeightFunction function(N, call.aug_dim, r, k.distance(x, charges, near));
-      finish_row<float, float>(call, row, anchor, shift, pull, sums.rate / sums.mass, sums.trace / sums.mass,
+      finish_row<float, float>(call, at, anchor, shift, pull, sums.rate / sums.mass, sums.trace / sums.mass,
                                function.anchor_log_weight() + largest_q + std::log(sums.mass));
     }
   });

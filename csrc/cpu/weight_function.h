@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "kernels/table.h"
+
 namespace pfgm {
 
 /// ln 2²⁴: a charge whose weight is below 2⁻²⁴/M of the largest is left out, so all that is left out is below
@@ -41,5 +43,16 @@ struct WeightFunction {
     return gaussian ? -anchor2 * per_gap : -power * std::log1p(anchor2 / radius2);
   }
 };
+
+/// As the kernels take it; weights below `cut` become zero.
+inline FloatWeightFunction in_float(const WeightFunction& f, double cut) {
+  return {static_cast<float>(f.power),
+          static_cast<float>(f.per_gap),
+          f.gaussian,
+          static_cast<float>(f.total),
+          static_cast<float>(f.anchor2 + f.radius2),
+          static_cast<float>(f.radius2),
+          static_cast<float>(cut)};
+}
 
 }  // namespace pfgm

@@ -39,7 +39,8 @@ Kernels table_named(const char* name) {
   table.decode = decode_row;
   table.add_difference = add_difference;
   table.weighted_sum = weighted_sum;
-  table.small_n = small_n;
+  table.small_n_nearest = small_n_nearest;
+  table.small_n_sums = small_n_sums;
   return table;
 }
 }  // namespace

@@ -29,6 +29,16 @@ struct WeightSums {
   double mass, rate, trace;
 };
 
+/// One query of few dimensions.
+struct SmallNRow {
+  const float *x, *columns, *squares, *log_q;  // (dim), (dim, stride), (stride), (stride) or null
+  int64_t dim, stride, count, anchor;
+  double anchor2;  // ‖ρ_a‖²
+  float bound;     // squares above carry no weight
+  int halves;      // N + D where weights are a product of so many 1/√, else 0
+  bool precise;    // gaps in double: the exponent multiplies what float would lose
+};
+
 struct Kernels {
   const char* name;
   int tile_rows;     // rows of x in a register tile
@@ -95,12 +105,13 @@ struct Kernels {
                        int64_t count, int64_t first, int64_t last, double* sums);
 
   // ---- kernels/small_n.inl
-  // --------------------------------------------------------------------------------------------
-  /// One query of few dimensions against charges as columns (dim, stride). Returns the sums; `shift`, `pull`
-  /// (dim).
-  WeightSums (*small_n)(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count,
-                        const float* log_q, float power_or_zero, float total, float radius2, float* squares,
-                        int64_t* anchor, float* shift, float* pull);
+  /// The charge nearest to x, charges as columns (dim, stride), padded to whole vectors; `squares` (stride)
+  /// gets ‖y_j − x‖². precise: by double where float leaves it open.
+  int64_t (*small_n_nearest)(const float* x, const float* columns, int64_t dim, int64_t stride, int64_t count,
+                             bool precise, float* squares);
+  /// The weights' sums, and into `shift` and `pull` (dim) the weighted means of y_j − y_a; pull may be null.
+  WeightSums (*small_n_sums)(const SmallNRow& row, const FloatWeightFunction& function, float* shift,
+                             float* pull);
 };
 
 /// The best table that this processor runs; PFGM_FAST_CPU_ISA = avx512 | avx2 | portable takes a lower one.
