@@ -42,8 +42,9 @@ Large::DenseRow Large::serve_row(const RowFacts& row, int64_t at, Work& work) {
   const WeightFunction function(N_, call_.aug_dim, radius(row.row),
                                 share < 1 ? squares_at(u, row.row, a) : anchor2);
   float* pulls = score_ ? pulls_.data() + at * stride_ : nullptr;
-  WeightSums sums = k_.weigh(u, pulls, float_q_.empty() ? nullptr : float_q_.data(), u[a],
-                             in_float(function, std::exp(-threshold())), M_);
+  WeightSums sums =
+      k_.weigh(u, pulls, float_q_.empty() ? nullptr : float_q_.data(), u[a],
+               in_float(function, std::exp(-threshold()), M_, call_.log_weights != nullptr), M_);
   // Errors of many charges are independent: with weights w of sum W they move the direction by √(Σ w²)/W ≤
   // √(max w/W) of what one alone would. Charges too heavy for that are recomputed.
   if (share < 1) refine(row.row, u, pulls, function, share * share * sums.mass, sums, work);
@@ -123,8 +124,9 @@ bool Large::serve_sparse(int64_t row, const float* u, int64_t a, const ErrorBoun
     weights[c] = static_cast<float>(squares[c] - function.anchor2);
     if (call_.log_weights) shifts[c] = static_cast<float>(log_q(index[c]) - largest);
   }
-  const WeightSums sums = k_.weigh(weights, score_ ? pulls : nullptr, call_.log_weights ? shifts : nullptr,
-                                   0.0f, in_float(function, std::exp(-threshold())), count);
+  const WeightSums sums =
+      k_.weigh(weights, score_ ? pulls : nullptr, call_.log_weights ? shifts : nullptr, 0.0f,
+               in_float(function, std::exp(-threshold()), M_, call_.log_weights != nullptr), count);
   const double lse = function.anchor_log_weight() + largest_q_ + largest + std::log(sums.mass);
   k_.decode(charges_, index[near], work.anchor.data());
   if (call_.op != FieldOp::kLogDensity) {

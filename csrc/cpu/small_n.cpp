@@ -73,7 +73,8 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
           weighted || !(reach < 1e37) ? std::numeric_limits<float>::infinity() : static_cast<float>(reach),
           halves_of(function, weighted),
           precise};
-      const WeightSums sums = k.small_n_sums(row, in_float(function, 0.0), shift, score ? pull : nullptr);
+      const WeightSums sums =
+          k.small_n_sums(row, in_float(function, 0.0, M, weighted), shift, score ? pull : nullptr);
       for (int64_t i = 0; i < N; ++i) anchor[i] = columns[i * stride + near];
       finish_row<float, float>(call, at, anchor, shift, pull, sums.rate / sums.mass, sums.trace / sums.mass,
                                function.anchor_log_weight() + largest_q + std::log(sums.mass));

@@ -44,15 +44,21 @@ struct WeightFunction {
   }
 };
 
-/// As the kernels take it; weights below `cut` become zero.
-inline FloatWeightFunction in_float(const WeightFunction& f, double cut) {
+/// Whether no charge beyond gap·per_gap = 1/32 carries weight (kernels/weights.inl, short_log1p).
+inline bool short_log_suffices(const WeightFunction& f, double count, bool weighted) {
+  return !f.gaussian && !weighted && f.power * std::log1p(1.0 / 32) > kNegligible + std::log(count);
+}
+
+/// As the kernels take it; weights below `cut` become zero. `weighted`: by charge weights q.
+inline FloatWeightFunction in_float(const WeightFunction& f, double cut, double count, bool weighted) {
   return {static_cast<float>(f.power),
           static_cast<float>(f.per_gap),
           f.gaussian,
           static_cast<float>(f.total),
           static_cast<float>(f.anchor2 + f.radius2),
           static_cast<float>(f.radius2),
-          static_cast<float>(cut)};
+          static_cast<float>(cut),
+          short_log_suffices(f, count, weighted)};
 }
 
 }  // namespace pfgm

@@ -23,6 +23,7 @@ struct FloatWeightFunction {
   bool gaussian;
   float total, distance2, radius2;  // c = total/(distance2 + gap) or 1/radius2
   float cut;                        // weights below are zero: they would not be seen in the sums
+  bool short_log;  // beyond gap·per_gap = 1/32 no charge carries weight: there log1p is a short polynomial
 };
 
 struct WeightSums {

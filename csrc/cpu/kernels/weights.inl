@@ -60,10 +60,27 @@ int64_t select_above(const float* weights, float bound, int64_t count, int32_t* 
                       [&](int64_t j, int64_t n) -> Whole { return load_some(weights + j, n) >= all(bound); });
 }
 
+constexpr float kShortLog = 1.0f / 32;
+
+/// log(1 + t) for |t| ≤ kShortLog, by Taylor's series: what is left out is t⁶/7 < 2⁻³² of it.
+inline Vector short_log1p(Vector t) {
+  Vector p = all(-1.0f / 6);
+  p = fma(p, t, all(1.0f / 5));
+  p = fma(p, t, all(-1.0f / 4));
+  p = fma(p, t, all(1.0f / 3));
+  p = fma(p, t, all(-1.0f / 2));
+  return fma(p * t, t, t);
+}
+
 inline Vector weights_of(Vector gap, Vector log_q, const FloatWeightFunction& function) {
   if (function.gaussian) return exponential(fma(gap, all(-function.per_gap), log_q));
-  const Vector t = lesser(greater(gap * function.per_gap, all(-0.999f)), all(1e30f));
-  return exponential(fma(log1p(t), all(-function.power), log_q));
+  const Vector t = gap * function.per_gap;
+  if (function.short_log) {
+    const Vector near = lesser(greater(t, all(-kShortLog)), all(kShortLog));
+    return exponential(short_log1p(near) * -function.power);
+  }
+  const Vector log = log1p(lesser(greater(t, all(-0.999f)), all(1e30f)));
+  return exponential(fma(log, all(-function.power), log_q));
 }
 
 inline Vector rates_of(Vector gap, const FloatWeightFunction& function) {
