@@ -40,6 +40,8 @@ inline void multiply_digits(const int32_t* x, const int32_t* panel, int64_t dept
 
 inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
   const int64_t k = 4 * q;
+  __builtin_prefetch(row + k +
+                     4 * kQuads);  // the next block of coordinates comes while this one is multiplied
   if (k + 4 * kWidth <= dim) return *reinterpret_cast<const Unaligned*>(row + k);
   uint8_t lanes[4 * kWidth] = {};
   if (k < dim) std::memcpy(lanes, row + k, static_cast<size_t>(dim - k));

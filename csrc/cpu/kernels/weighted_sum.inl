@@ -7,7 +7,6 @@
 
 constexpr int kGroup = kWidth == 16 ? 8 : 4;
 constexpr int64_t kBand = 64;
-constexpr int64_t kAhead = 4;  // charges
 constexpr int kStrip = kVectors * kWidth;
 
 struct Picked {
@@ -30,18 +29,19 @@ inline void pick(const float* weights, int64_t group, int64_t stride, int64_t j0
   }
 }
 
-/// kPart·kWidth coordinates from k on of the picked charges into the sums of a group of rows.
+/// kPart·kWidth coordinates from k on of the picked charges into the sums of a group of rows. `ahead`: the
+/// next band's charges, which are asked for meanwhile, or 0.
 template <int kPart>
 inline void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
-                      double* sums) {
+                      int64_t ahead, double* sums) {
+  const int64_t size = charges.bytes ? 1 : 4;
   Vector sum[kGroup][kPart] = {};
   for (int64_t c = 0; c < picked.count; ++c) {
     Vector y[kPart];
     const int64_t at = picked.rows[c] * charges.dim + k;
-    const int64_t soon = picked.rows[c + kAhead < picked.count ? c + kAhead : c] * charges.dim + k;
-    for (int v = 0; v < kPart; ++v)
-      __builtin_prefetch(static_cast<const char*>(charges.data) +
-                         (soon + v * kWidth) * (charges.bytes ? 1 : 4));
+    const char* soon = static_cast<const char*>(charges.data) + (at + ahead * charges.dim) * size;
+    for (int64_t byte = 0; ahead > 0 && byte < kPart * kWidth * size; byte += 64)
+      __builtin_prefetch(soon + byte);
     for (int v = 0; v < kPart; ++v)
       y[v] = charges.bytes ? from_bytes(static_cast<const uint8_t*>(charges.data) + at + v * kWidth) - 128.0f
                            : load(static_cast<const float*>(charges.data) + at + v * kWidth);
@@ -69,10 +69,11 @@ void weighted_sum(const float* weights, int64_t rows, int64_t stride, const Char
       const int64_t group = rows - g0 < kGroup ? rows - g0 : kGroup;
       pick(weights + g0 * stride, group, stride, j0, j1, picked);
       if (picked.count == 0) continue;
+      const int64_t ahead = g0 == 0 && j1 + kBand <= count ? kBand : 0;
       double* to = sums + g0 * charges.dim;
       int64_t k = first;
-      for (; k + kStrip <= last; k += kStrip) add_strip<kVectors>(picked, charges, group, k, to);
-      for (; k + kWidth <= last; k += kWidth) add_strip<1>(picked, charges, group, k, to);
+      for (; k + kStrip <= last; k += kStrip) add_strip<kVectors>(picked, charges, group, k, ahead, to);
+      for (; k + kWidth <= last; k += kWidth) add_strip<1>(picked, charges, group, k, ahead, to);
       for (; k < last; ++k)
         for (int64_t g = 0; g < group; ++g) {
           double total = to[g * charges.dim + k];
