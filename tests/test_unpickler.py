@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from pfgm_fast import compat
-from pfgm_fast.compat import edm, poisson_flow, score_sde, unpickler
+from pfgm_fast.compat import edm, poisson_flow, score_sde, unpickler, vocabulary
 from pfgm_fast.errors import CheckpointError
 from pfgm_fast.nn import UNetConfig, denoiser
 from tests.edm_files import as_theirs, persistent, write_snapshot, write_state
@@ -227,7 +227,7 @@ def test_a_storage_s_bytes_are_no_way_in(tmp_path) -> None:
         b"cposix\nsystem\n.",
         b"ctorch._utils\n_rebuild_tensor_v2.call.__globals__\n.",  # dotted names are not followed
         b"ccollections\nOrderedDict.__init__.__globals__\n.",
-        b"cpfgm_fast.compat.unpickler\n_ALLOWED\n(tR.",
+        b"cpfgm_fast.compat.vocabulary\nALLOWED\n(tR.",
         b"(isomewhere\nModule\n.I1\n(S'x'\nisomewhere\nModule\n.",
         b"csomewhere\nModule\n(I1\ntR.",
         b"csomewhere\nModule\n}U\x06ORIGINU\x01xsb.",  # state of a class
@@ -240,7 +240,7 @@ def test_a_storage_s_bytes_are_no_way_in(tmp_path) -> None:
 )
 def test_opcodes_by_hand(tmp_path, body: bytes) -> None:
     """State on functions and classes, dotted names, instances of protocol 0, persistent ids: all refused, nothing changed."""
-    before = dict(vars(unpickler._ALLOWED["torch._utils", "_rebuild_tensor_v2"]))
+    before = dict(vars(vocabulary.ALLOWED["torch._utils", "_rebuild_tensor_v2"]))
     (tmp_path / "evil.pkl").write_bytes(b"\x80\x02" + body if not body.startswith(b"\x80") else body)
     try:
         loaded = unpickler.load(tmp_path / "evil.pkl")
@@ -249,7 +249,7 @@ def test_opcodes_by_hand(tmp_path, body: bytes) -> None:
     else:
         assert isinstance(loaded, unpickler.StandIn)
         assert body.startswith(b"(isomewhere")
-    assert vars(unpickler._ALLOWED["torch._utils", "_rebuild_tensor_v2"]) == before
+    assert vars(vocabulary.ALLOWED["torch._utils", "_rebuild_tensor_v2"]) == before
 
 
 @pytest.mark.parametrize(
