@@ -135,13 +135,13 @@ def test_h(): assert 1 + 1 == 3
 
 
 def _part(
-    tmp_path: Path, text: str, limit: float, shards: int = 1
+    tmp_path: Path, text: str, limit: float, shards: int = 1, patience: float = 8
 ) -> tuple[gpu_suite.Outcome, dict[str, str]]:
     """The outcome of a part whose tests are `text`; each test's outcome as the JUnit file has it."""
     (tmp_path / "their").mkdir()
     (tmp_path / "their" / "test_them.py").write_text(text)
     suite = gpu_suite.Suite(tmp_path, False, tests=str(tmp_path / "their"))
-    part = gpu_suite.Part("cuda", 1, limit, gpu_suite.tests("test", shards, 8), "")
+    part = gpu_suite.Part("cuda", 1, limit, gpu_suite.tests("test", shards, patience), "")
     outcome = part.run(suite, part, limit)
     outcome.seconds = 1.0
     gpu_summary.write(tmp_path, [part], {"cuda": vars(outcome)}, False)
@@ -167,9 +167,9 @@ def test_a_lost_device_a_hang_and_a_crash_cost_one_test_each(tmp_path: Path) -> 
 
 def test_a_time_limit_leaves_what_finished(tmp_path: Path) -> None:
     tests = "import time, pytest\npytestmark = pytest.mark.gpu\n" + "".join(
-        f"def test_{i}(): time.sleep({0 if i < 4 else 60})\n" for i in range(8)
+        f"def test_{i}(): time.sleep({0 if i < 4 else 600})\n" for i in range(8)
     )
-    outcome, found = _part(tmp_path, tests, 6, shards=2)
+    outcome, found = _part(tmp_path, tests, 15, shards=2, patience=600)
     assert outcome.state == "FAILED"
     assert found == {f"test_{i}": "passed" for i in range(4)}
     assert "4 not run in the time" in outcome.what

@@ -75,6 +75,8 @@ def compiled(compilation: Any, arch: str) -> Any:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from pfgm_fast.backends.triton.runtime import FP_FUSION
+
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     names = compilation.kernel.arg_names
@@ -84,7 +86,11 @@ def compiled(compilation: Any, arch: str) -> Any:
         compilation.constexprs,
         {(names.index(name),): [["tt.divisibility", 16]] for name in compilation.divisible},
     )
-    options = {"num_warps": compilation.num_warps, "num_stages": compilation.num_stages}
+    options = {
+        "num_warps": compilation.num_warps,
+        "num_stages": compilation.num_stages,
+        "enable_fp_fusion": FP_FUSION,
+    }
     if compilation.max_registers is not None and not amd:
         options["maxnreg"] = compilation.max_registers
     return triton.compile(source, target=target, options=options)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from pfgm_fast.backends.triton import configs
 
 STEPS = ("normalize_field", "drift", "euler_step", "euler_step_out", "heun_step")
 FIELD = ("posterior_mean", "poisson_field", "score", "log_density", "second_moment", "field_step")
@@ -22,12 +25,23 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+OLDEST_TRITON = (3, 6)
+"""3.5 does not compile float products or the byte sums of dense rows."""
+
+
 @cache
 def unavailable() -> str | None:
     try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install 'pfgm-fast[triton]'"
+    found = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
+    if found < OLDEST_TRITON:
+        return f"needs Triton 3.6 or later, this is {triton.__version__}: pip install 'triton>=3.6'"
+    try:
         importlib.import_module("pfgm_fast.backends.triton.runtime")
     except ImportError as error:
-        return f"Triton cannot be imported ({error}): pip install triton"
+        return f"its kernels cannot be imported: {error}"
     if not interpreted() and not torch.cuda.is_available():
         return (
             "no GPU is visible to PyTorch (TRITON_INTERPRET=1 runs the kernels on the CPU, slowly, for tests)"
@@ -41,6 +55,10 @@ def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
             return f"TRITON_INTERPRET=1 serves CPU tensors, not {x.device.type}"
     elif x.device.type != "cuda":
         return f"serves CUDA tensors, not {x.device.type}"
+    elif op in FIELD:
+        reason = configs.refuses(torch.cuda.current_device() if x.device.index is None else x.device.index)
+        if reason is not None:
+            return reason
     if op in FIELD and x.dtype != torch.float32:
         return f"serves float32 queries, not {x.dtype}: convert them, or use cuda or reference"
     return None

@@ -96,7 +96,8 @@ _CDNA3 = Table(  # 64 KiB of shared memory
     precision="bf16x6",
 )
 TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA3}
-"""Compiled ahead of time by the tests. Other devices take the nearest: 8.x sm_80, later ones theirs, AMD gfx942."""
+"""Compiled ahead of time by the tests. Other devices take the nearest: 8.x and 12.x sm_80, whose tiles fit their 99
+KiB; 10.x sm_100; AMD's CDNA gfx942. `refuses` says which take none."""
 
 INTERPRETER = Table(  # large enough to be quick there, small enough to have edges
     byte_product=_tiles(CHARGES, 128, 1, (16, 4)),
@@ -107,6 +108,23 @@ INTERPRETER = Table(  # large enough to be quick there, small enough to have edg
     precision="ieee",
     rows=Rows(tiles=2, listed=32, block=512),
 )
+
+
+OLDEST = (8, 0)
+"""Compute capability below which the field's kernels do not compile, or spill: Ampere."""
+
+
+@cache
+def refuses(index: int) -> str | None:
+    """Why no table is for this GPU's field operators, or None."""
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip:
+        name = properties.gcnArchName.split(":")[0]
+        if not name.startswith(("gfx90a", "gfx94", "gfx95")):
+            return f"the field's kernels are made for AMD's CDNA 2 and later (gfx90a, gfx94x, gfx95x); this GPU is {name}"
+    elif (properties.major, properties.minor) < OLDEST:
+        return f"the field's kernels need compute capability 8.0 or later; this GPU has {properties.major}.{properties.minor}"
+    return None
 
 
 @cache

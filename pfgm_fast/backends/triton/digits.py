@@ -20,7 +20,7 @@ LARGEST = tl.constexpr(127.0 * 65536 + 127 * 256 + 127)
 """What three signed digits hold with the first at most 127."""
 
 
-@jit
+@jit(do_not_specialize=["B"])
 def digit_kernel(
     x,  # (B, N) float32
     center,  # (N,) float32

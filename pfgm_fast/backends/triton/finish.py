@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pfgm_fast.backends.triton.field import Call, Scratch
 
 
-@jit
+@jit(do_not_specialize=["B", "splits"])
 def finish_kernel(
     partial,  # (splits, B, N) float32
     heavy_rows,  # (B,) int32

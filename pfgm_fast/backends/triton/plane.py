@@ -21,7 +21,7 @@ def column(charges, charge, there, k, N, divisor, offset):
     return decode(tl.load(charges + charge.to(tl.int64) * N + k, there, 0), divisor, offset)
 
 
-@jit
+@jit(do_not_specialize=["B", "M"])
 def plane_kernel(
     x,  # (B, N) float32
     r,  # (B,) float32

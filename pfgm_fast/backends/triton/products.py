@@ -33,7 +33,7 @@ def store_tile(gap, charge, query, gaps, least, tile, B, M, stride, tiles):
     tl.store(least + query.to(tl.int64) * tiles + tile, lowest, query < B)
 
 
-@jit
+@jit(do_not_specialize=["B", "M", "tiles"])
 def byte_product_kernel(
     charges,  # (M, N) uint8
     digits,  # (3, B, digit_stride) int8
@@ -100,7 +100,7 @@ def byte_product_kernel(
     store_tile(gap, charge, query, gaps, least, tile, B, M, stride, tiles)
 
 
-@jit
+@jit(do_not_specialize=["B", "M", "tiles"])
 def float_product_kernel(
     charges,  # (M, N) float32
     x,  # (B, N) float32

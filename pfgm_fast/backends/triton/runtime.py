@@ -15,14 +15,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
-
-# Multiplications may be contracted with additions: said here because Triton's own default is about to change. What must
-# not be contracted (the value of a byte) divides, which no contraction touches.
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
-
 import triton
 import triton.language as tl
+from torch import Tensor
+
+FP_FUSION = True
+"""Multiplications may be contracted with additions: said at each launch, because Triton's own default changes. What must not be
+contracted (the value of a byte) divides, which no contraction touches."""
 
 INTERPRET: bool = bool(triton.knobs.runtime.interpret)
 """True where kernels were decorated for the interpreter."""
@@ -150,9 +149,15 @@ class Launch:
             return
         if self.choices and not INTERPRET and os.environ.get(TUNE_ENVIRONMENT) == "1":
             fixed = {k: v for k, v in self.constexprs.items() if k not in dict(self.choices[0].constexprs)}
-            _tuned(self.kernel, self.choices)[lambda meta: (self.grid(meta),)](**self.arguments, **fixed)
+            _tuned(self.kernel, self.choices)[lambda meta: (self.grid(meta),)](
+                **self.arguments, **fixed, enable_fp_fusion=FP_FUSION
+            )
             return
-        options: dict[str, Any] = {"num_warps": self.warps, "num_stages": self.stages}
+        options: dict[str, Any] = {
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+            "enable_fp_fusion": FP_FUSION,
+        }
         if self.max_registers is not None and not torch.version.hip:
             options["maxnreg"] = self.max_registers
         self.kernel[(self.grid(self.constexprs),)](**self.arguments, **self.constexprs, **options)

@@ -32,7 +32,7 @@ def occupied_tiles(weight_rows, mine, begin, end, found, ROWS: tl.constexpr, DEP
     return count
 
 
-@jit
+@jit(do_not_specialize=["B", "M", "splits"])
 def spread_kernel(
     charges,  # (M, N) uint8 or float32
     weights,  # (B, stride) float32, zeros behind M

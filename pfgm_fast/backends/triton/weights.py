@@ -37,7 +37,7 @@ def heaviest(log_weights, M, BLOCK: tl.constexpr):
     return tl.max(top, 0)
 
 
-@jit
+@jit(do_not_specialize=["M", "tiles", "most"])
 def weight_kernel(
     gaps,  # (B, stride) float32: from the first product; becomes log-weights, then weights or the list's work
     least,  # (B, tiles) float64: minima of the tiles
