@@ -30,7 +30,7 @@ from pfgm_fast.training.lock import RunLock
 from pfgm_fast.training.log import MetricsLog, board
 from pfgm_fast.training.settings import fields_of as settings_of
 from pfgm_fast.training.stop import on_signals
-from pfgm_fast.training.watch import Watch
+from pfgm_fast.training.watch import Watch, duration
 
 TIMED = 10
 """Updates after which the time of one and the time left are said."""
@@ -314,17 +314,6 @@ class Trainer:
         grid = image_grid(out.x[good])
         save_image(grid, self.folder / "samples" / f"step-{self._step:07d}.png")
         log.add_images("samples", grid, self._step)
-
-
-def duration(seconds: float) -> str:
-    """ "41 s", "12 min", "3 h 05 min", "2 d 4 h"."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _ema(rate: float) -> Callable[..., None]:

@@ -83,3 +83,14 @@ class Watch:
             "precision=float32); or go on and leave up to N such updates in a row out: --set train.skip_nonfinite=N "
             f"(now {self.allowed})"
         )
+
+
+def duration(seconds: float) -> str:
+    """ "41 s", "12 min", "3 h 05 min", "2 d 4 h"."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
