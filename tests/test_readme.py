@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks import readme
 
@@ -24,10 +25,19 @@ def test_a_figure_written_by_hand_is_found() -> None:
     assert readme.written(changed) == text
 
 
-def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", readme.README.read_text(), re.DOTALL)
-    exec(compile(example.replace("4096", "64"), "README.md", "exec"), {})
-    assert capsys.readouterr().out.startswith("torch.Size([16, 3, 32, 32]) 59 ")
+def test_the_examples_run_and_make_the_picture(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first, *more = re.findall(r"```python\n(.*?)```", readme.README.read_text(), re.DOTALL)
+    assert len([line for line in first.splitlines() if line]) <= 10
+    names: dict[str, object] = {}
+    for example in (first, *more):
+        exec(compile(example.replace("4096", "64"), "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("torch.Size([512, 2]) 39")
+    picture = ROOT / "docs" / "pictures" / "field-lines.png"
+    with Image.open(tmp_path / "field-lines.png") as made, Image.open(picture) as committed:
+        assert made.size == committed.size
 
 
 @pytest.mark.parametrize(

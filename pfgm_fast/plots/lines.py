@@ -137,11 +137,8 @@ def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int
     axes.computed_zorder = False  # the data lie above the lines that end on them
     axes.scatter(shown[:, 0], shown[:, 1], 0, s=2, color="#D55E00", depthshade=False, zorder=10)
     span = 0.85 * reach
-    axes.set(
-        xlim=(center[0] - span, center[0] + span),
-        ylim=(center[1] - span, center[1] + span),
-        zlim=(0, reach),
-    )
+    across, up = center.tolist()
+    axes.set(xlim=(across - span, across + span), ylim=(up - span, up + span), zlim=(0, reach))
     axes.set_box_aspect((1, 1, 0.6), zoom=1.3)
     axes.view_init(elev=26, azim=-72)
     axes.set_axis_off()
