@@ -86,9 +86,9 @@ def test_rows_through_the_second_product(name: str, few_listed) -> None:
 
 @pytest.mark.parametrize("name", ["one-dimension", "plane", "small-odd", "near-duplicates-2", "all-radii-2"])
 def test_small_n_without_its_own_kernel(name: str, monkeypatch) -> None:
-    from pfgm_fast.backends.triton import plane
+    from pfgm_fast.backends.triton import small_n
 
-    monkeypatch.setattr(plane, "LARGEST", 0)
+    monkeypatch.setattr(small_n, "LARGEST", 0)
     _check_field_and_mean(CASES[name]())
 
 
@@ -187,7 +187,7 @@ def test_zero_field_on_a_lone_charge() -> None:
 
 @pytest.mark.parametrize("name", ["bytes", "odd-sizes"])
 def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatch) -> None:
-    from pfgm_fast.backends.triton import configs, spread
+    from pfgm_fast.backends.triton import configs, weighted_sum
 
     case = CASES[name]()
     charges = pf.Charges(case.charges)
@@ -195,7 +195,7 @@ def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatc
     def served() -> tuple[Tensor, Tensor]:
         with pf.use_backend("triton"):
             return torch.ops.pfgm_fast.poisson_field(
-                case.x, case.r, charges.flat, None, charges.center, charges.sq_norms, None, None,
+                case.x, case.r, charges.flat, None, charges.center, charges.sq_norms,
                 charges.divisor, charges.offset, case.aug_dim,
             )  # fmt: skip
 
@@ -206,7 +206,7 @@ def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatc
         for product in ("byte_product", "float_product", "byte_spread", "float_spread")
     }
     monkeypatch.setattr(configs, "INTERPRETER", replace(configs.INTERPRETER, **other))
-    monkeypatch.setattr(spread, "splits_of", lambda *_: 3)
+    monkeypatch.setattr(weighted_sum, "splits_of", lambda *_: 3)
     changed, changed_lse = served()
     assert not torch.equal(changed, field)  # another order of sums did run
     assert direction_error(changed, field.double(), case.r) <= 1e-6
@@ -214,13 +214,13 @@ def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatc
 
 
 def test_long_rows_of_bytes_are_summed_in_parts(monkeypatch) -> None:
-    from pfgm_fast.backends.triton import products
+    from pfgm_fast.backends.triton import distance_gemm
 
     case = CASES["bytes-odd"]()
     charges = pf.Charges(case.charges)
     with pf.use_backend("triton"):
         whole, _ = pf.poisson_field(case.x, case.r, charges)
-        monkeypatch.setattr(products, "SEGMENT", 256)
+        monkeypatch.setattr(distance_gemm, "SEGMENT", 256)
         parts, _ = pf.poisson_field(case.x, case.r, charges)
     assert torch.equal(whole, parts)
 
@@ -259,7 +259,7 @@ def test_unprepared_charges(name: str) -> None:
 
 def test_tiles_without_weight_are_not_read() -> None:
     from pfgm_fast.backends.triton import configs, field
-    from pfgm_fast.backends.triton.spread import launch_spread
+    from pfgm_fast.backends.triton.weighted_sum import launch_spread
 
     y = torch.randn(1100, 24)
     y[64:1024] = math.nan  # 15 tiles of 64 charges, and the splits' ends among them

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfgm_fast.backends.triton.field import Call, serve
+from pfgm_fast.backends.triton.call import Call
+from pfgm_fast.backends.triton.field import serve
 from pfgm_fast.ops.schema import Query
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call, Scratch
 from pfgm_fast.backends.triton.common import FIELD, STEP, decode, field_output
-from pfgm_fast.backends.triton.direct import serve_list, squared_distance
 from pfgm_fast.backends.triton.runtime import Launch, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call, Scratch
+from pfgm_fast.backends.triton.sparse_row import serve_list, squared_distance
 
 
 @jit(do_not_specialize=["B", "splits"])
@@ -49,7 +45,7 @@ def finish_kernel(
     SCAN: tl.constexpr,
 ):
     """One program a heavy row: merges the splits in order, x − m = (x − y_a) − (Σ w (y − c)/Σ w − (y_a − c)), and the operator's
-    output of it. A row is computed again by `direct.serve_list` where the norm of (x − m, r) is so small against what was
+    output of it. A row is computed again by `sparse_row.serve_list` where the norm of (x − m, r) is so small against what was
     multiplied that rounding could show: sums 2⁻²¹ ‖y_a − c‖, and weights as `weights` says.
 
     Cost: reads 4 bytes an element and split and 9 more, writes 4; one launch. Defined by `reference.poisson_field`.

@@ -1,20 +1,16 @@
 """From gaps to weights: a row's anchor, its log-sum-exp, and the list of charges that carry weight; light rows end here.
 
-One program has a row, so the merge over the charges is one fixed order. It also serves *light* rows whole (`direct`): at most
+One program has a row, so the merge over the charges is one fixed order. It also serves *light* rows whole (`sparse_row`): at most
 LISTED charges of weight, most training queries. The others, *heavy*, get their weights written for the second product.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call, Scratch
 from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, log_kernel
-from pfgm_fast.backends.triton.direct import log_weight, serve_list, squared_distance
 from pfgm_fast.backends.triton.runtime import Launch, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call, Scratch
+from pfgm_fast.backends.triton.sparse_row import log_weight, serve_list, squared_distance
 
 
 @jit
@@ -86,7 +82,7 @@ def weight_kernel(
     3. The cut: weights (times distance) below 2⁻²⁴ of the largest do not count if together they are below 2·10⁻⁸ of the
        sum; else the cut is so low that they are. It is widened by what the product's error may hide, which is bounded by
        Cauchy and Schwarz: 4 ‖e‖ d for bytes (e: what the digits leave out), 2⁻¹⁸ ‖x − μ‖ (‖x − μ‖ + d) for floats.
-    4. Light rows: `direct.serve_list`. Heavy rows: their weights, in place.
+    4. Light rows: `sparse_row.serve_list`. Heavy rows: their weights, in place.
 
     Cost: reads the gaps once, and again where there is weight (4 bytes a pair, from L2); about 60 operations a pair that is
     not skipped; for a light row two sweeps over its listed charges. One launch. Defined by `reference.row`.

@@ -7,16 +7,14 @@ nothing of d² is ever rounded to float32.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call, Scratch
 from pfgm_fast.backends.triton.common import two_sum
 from pfgm_fast.backends.triton.runtime import Choice, Launch, cdiv, dot, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call, Scratch
 
 SEGMENT = 131_072 - 128
 """Elements whose products of signed bytes an int32 sum holds (128 · 128 · 131,072 = 2³¹ is one too many)."""

@@ -1,20 +1,16 @@
 """Queries as fixed-point digits: X = δ(x − μ) = s Q, Q whole numbers of 24 bits in three signed digits of 8.
 
-Serves byte charges (`products.byte_product_kernel`): δ²‖x − y‖² = const(x) + δ²‖y − μ‖² − 2 X·b with b the charge's bytes.
+Serves byte charges (`distance_gemm.byte_product_kernel`): δ²‖x − y‖² = const(x) + δ²‖y − μ‖² − 2 X·b with b the charge's bytes.
 """
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call, Scratch
 from pfgm_fast.backends.triton.runtime import Launch, cdiv, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call, Scratch
 
 LARGEST = tl.constexpr(127.0 * 65536 + 127 * 256 + 127)
 """What three signed digits hold with the first at most 127."""

@@ -6,17 +6,13 @@ the sum still loses, close to a cluster of charges far from c, `finish` notices 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call, Scratch
 from pfgm_fast.backends.triton.common import two_sum
 from pfgm_fast.backends.triton.runtime import Choice, Launch, cdiv, dot, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call, Scratch
 
 
 @jit

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pfgm_fast.backends.triton import configs
+from pfgm_fast.backends.triton.call import Call
 from pfgm_fast.backends.triton.common import decode, field_output, log_kernel, log_one_plus
 from pfgm_fast.backends.triton.runtime import Launch, cdiv, jit, tl
-
-if TYPE_CHECKING:
-    from pfgm_fast.backends.triton.field import Call
 
 LARGEST = 16
 """N that is served."""
@@ -42,7 +38,7 @@ def plane_kernel(
     QUERIES: tl.constexpr,
     CHARGES: tl.constexpr,
 ):
-    """A program has QUERIES rows; two sweeps over all charges, CHARGES at a time. A gap is Σ (y − y_a)(ρ + ρ_a) (`direct`).
+    """A program has QUERIES rows; two sweeps over all charges, CHARGES at a time. A gap is Σ (y − y_a)(ρ + ρ_a) (`sparse_row`).
 
     Cost: 3 N operations a pair for the first sweep, 7 N + one log + one exp for the second; charges are read twice a program
     (from L2), queries once, nothing but the answer is written. One launch. Defined by `reference.poisson_field`.
