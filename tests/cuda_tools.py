@@ -41,7 +41,12 @@ NVCC_FLAGS = (
     "--expt-relaxed-constexpr",
     "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
 )
-ARCHITECTURES = ("80", "90a")
+ARCHITECTURES = ("80", "86", "89", "90a", "100")
+GENCODE = (  # one PTX for Ampere and Ada: the sources differ only for 90a
+    "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]",
+    "-gencode=arch=compute_90a,code=sm_90a",
+    "-gencode=arch=compute_100,code=sm_100",
+)
 
 
 def cuda_sources() -> list[Path]:
@@ -211,14 +216,13 @@ def device_object(source: Path) -> tuple[Path, str]:
     shared memory)."""
     compiler = nvcc()
     assert compiler is not None
-    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, ARCHITECTURES, compiler)}.o"
+    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, GENCODE, compiler)}.o"
     log = target.with_suffix(".log")
     if not log.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        code = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHITECTURES]
         include = ["-isystem", str(TORCH / "include")]
         report = _run(
-            [compiler, *NVCC_FLAGS, *include, *code, "-Xptxas=-v", "-c", "-o", str(target), str(source)]
+            [compiler, *NVCC_FLAGS, *include, *GENCODE, "-Xptxas=-v", "-c", "-o", str(target), str(source)]
         )
         part = target.with_suffix(f".{os.getpid()}.part")
         part.write_text(report)

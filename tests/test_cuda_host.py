@@ -154,7 +154,7 @@ def test_prepared_arguments_are_optional() -> None:
     charges = pf.Charges(case.charges)
     expected, _ = pf.poisson_field(case.x, case.r, charges)
     got, _ = torch.ops.pfgm_fast_cuda.poisson_field(
-        case.x, case.r, case.charges, None, None, None, None, None, charges.divisor, charges.offset, 1.0
+        case.x, case.r, case.charges, None, None, None, charges.divisor, charges.offset, 1.0
     )
     torch.testing.assert_close(got, expected)
 
@@ -254,5 +254,5 @@ def test_operators_refuse_what_they_cannot_read() -> None:
         torch.ops.pfgm_fast_cuda.drift(torch.randn(4, 3).T, torch.ones(3), torch.tensor(1.0), 5.0, 5.0)
     with pytest.raises(RuntimeError, match="same N"):
         torch.ops.pfgm_fast_cuda.log_density(
-            torch.randn(2, 3), torch.ones(2), torch.randn(4, 5), None, None, None, None, None, 1.0, 0.0, 1.0
+            torch.randn(2, 3), torch.ones(2), torch.randn(4, 5), None, None, None, 1.0, 0.0, 1.0
         )

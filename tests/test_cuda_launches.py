@@ -68,3 +68,165 @@ def test_scratch_memory_is_bounded(emulated: cuda_tools.Emulated, op: str, kind:
             assert 0 < emulated.scratch() <= SCRATCH
             assert emulated.scratch(most=False) == 0
             assert emulated.launches()
+
+
+# ---- every path on every device -----------------------------------------------------------------------------------------
+
+CAPABILITIES = (80, 86, 89, 90, 100)
+MULTIPROCESSORS = (3, 108, 132, 148)
+SHAPES = (  # B, M, N: the design's tables, and the edges of the choices
+    *((128, 4096, 3072), (128, 50000, 3072), (1024, 50000, 3072), (64, 60000, 784)),
+    *((16, 16384, 196608), (4096, 4096, 2), (512, 1797, 64), (1, 1, 1), (17, 100, 17), (65, 1000, 70000)),
+)
+STEPS = ((64, 3072), (16, 196608), (3, 17), (4, 4096), (2, 20000))
+
+
+def _steps(batch: int, dim: int, network: torch.dtype) -> None:
+    ops = torch.ops.pfgm_fast_cuda
+    x, vx = torch.empty(batch, dim), torch.empty(batch, dim, dtype=network)
+    vz, z = torch.empty(batch), torch.tensor(2.0)
+    ops.drift(vx, vz, z, 5.0, 5.0)
+    ops.euler_step(x, vx, vz, z, z, 5.0, 5.0)
+    ops.heun_step(x, vx, vz, vx, vz, z, z, 5.0, 5.0)
+    ops.normalize_field(x, vz, 5.0)
+
+
+def _everything() -> None:
+    for batch, count, dim in SHAPES:
+        for kind in ("bytes", "float32") if dim < 10000 else ("bytes",):
+            for op in OPERATORS:
+                _call(op, batch, count, dim, kind)
+            _call("poisson_field", batch, count, dim, kind, weighted=True)
+            _call("poisson_field", batch, count, dim, kind, prepared=False)
+        if batch * count < 1 << 20:
+            for op in OPERATORS:
+                _call(op, batch, count, dim, "float64")
+    for batch, dim in STEPS:
+        for network in (torch.float32, torch.bfloat16, torch.float16):
+            _steps(batch, dim, network)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("multiprocessors", MULTIPROCESSORS)
+def test_every_launch_keeps_the_limits(
+    emulated: cuda_tools.Emulated, capability: int, multiprocessors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grid, block, shared memory, and the attribute that more than 48 KB of it needs: the runtime raises where one is not kept."""
+    with emulated.devices((multiprocessors, capability)):
+        _everything()
+        if capability == 90:
+            monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+            _call("poisson_field", 128, 50000, 3072)
+        assert max(launch.shared for launch in emulated.launches()) > 48 * 1024  # the limit was tried
+
+
+def test_a_hopper_path_elsewhere_is_refused(
+    emulated: cuda_tools.Emulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    with emulated.devices((148, 100)), pytest.raises(RuntimeError, match=r"Hopper GPU \(compute capability"):
+        _call("poisson_field", 128, 50000, 3072)
+
+
+DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
+WEIGHTS, SUM, DIFFERENCE = "weight_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
+MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "kind", "expected"),
+    [
+        ("poisson_field", (4096, 4096, 2), "float32", ["small_n_kernel"]),
+        (
+            "poisson_field",
+            (128, 50000, 3072),
+            "bytes",
+            [DIGITS, GEMM, SCREEN, GEMM, WEIGHTS, SUM, BYTE_FINISH],
+        ),
+        ("log_density", (128, 50000, 3072), "bytes", [DIGITS, GEMM, SCREEN, GEMM, WEIGHTS]),
+        ("score", (128, 50000, 3072), "bytes", [DIGITS, GEMM, WEIGHTS, DIFFERENCE, FINISH]),
+        ("poisson_field", (128, 1000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, SUM, BYTE_FINISH]),
+        ("poisson_field", (20, 60000, 784), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),
+        (
+            "poisson_field",
+            (20, 300, 3072),
+            "float32",
+            ["distance_kernel", MERGE, WEIGHTS, DIFFERENCE, FINISH],
+        ),
+        (
+            *("poisson_field", (128, 20000, 784), "float32"),
+            [
+                DIGITS,
+                "split_charge_digits_kernel",
+                GEMM,
+                GEMM,
+                GEMM,
+                "refine_kernel",
+                WEIGHTS,
+                DIFFERENCE,
+                FINISH,
+            ],
+        ),
+        (
+            "second_moment",
+            (128, 20000, 784),
+            "float32",
+            ["distance_kernel"] * 2 + [WEIGHTS, DIFFERENCE, FINISH],
+        ),
+    ],
+    ids=str,
+)
+def test_each_path_and_its_launches(
+    emulated: cuda_tools.Emulated, op: str, shape: tuple[int, int, int], kind: str, expected: list[str]
+) -> None:
+    """The choice of the path on an H100's 132 multiprocessors, and as few launches as docs/cuda.md says."""
+    with emulated.devices((132, 90)):
+        _call(op, *shape, kind)
+        assert [launch.kernel.split("<")[0] for launch in emulated.launches()] == expected
+
+
+def test_attributes_are_set_once_a_kernel_and_device(emulated: cuda_tools.Emulated) -> None:
+    """Two cards of different kinds in one machine: each is asked, once; and each gets tiles for its own multiprocessors."""
+    with emulated.devices((132, 90), (84, 86)):
+        there = torch.empty(128, 3072)
+        emulated.own(there, 1)
+        calls = []
+        for x in (torch.empty(128, 3072), there, torch.empty(128, 3072), there):
+            before = emulated.attribute_calls()
+            charges, norms = (
+                torch.empty(50000, 3072, dtype=torch.uint8),
+                torch.empty(50000, dtype=torch.float64),
+            )
+            torch.ops.pfgm_fast_cuda.poisson_field(
+                x, torch.empty(128), charges, None, torch.empty(3072), norms, 127.5, -1.0, 1.0
+            )
+            calls.append(emulated.attribute_calls() - before)
+        assert calls[2:] == [0, 0]
+        assert {launch.device for launch in emulated.launches()} == {0, 1}
+        weights = {launch.device: launch.blocks for launch in emulated.launches() if WEIGHTS in launch.kernel}
+        assert weights[0] > weights[1]  # parts of a row: more blocks on the larger card
+
+
+@pytest.mark.parametrize("shape", [(20, 90, 2), (5, 200, 128), (70, 300, 80)], ids=str)
+@pytest.mark.parametrize("kind", ["bytes", "float32"])
+def test_the_tensors_device_and_stream_are_used(
+    emulated: cuda_tools.Emulated, kind: str, shape: tuple[int, int, int]
+) -> None:
+    """x on the second card, the first one current, a stream of one's own: all launches and the scratch memory go there, and
+    the current device is the same afterwards. A launch on another device's stream would raise."""
+    batch, count, dim = shape
+    with emulated.devices((132, 90), (84, 86)):
+        x = torch.empty(batch, dim)
+        emulated.own(x, 1)
+        emulated.use_stream(1, 7)
+        charges = torch.empty(count, dim, dtype=torch.uint8 if kind == "bytes" else torch.float32)
+        norms = torch.empty(count, dtype=torch.float64)
+        query = (x, torch.empty(batch), charges, None, torch.empty(dim), norms, 127.5, -1.0, 1.0)
+        for op in ("poisson_field", "score", "log_density"):
+            getattr(torch.ops.pfgm_fast_cuda, op)(*query)
+        torch.ops.pfgm_fast_cuda.drift(x, torch.empty(batch), torch.tensor(2.0), 5.0, 5.0)
+        launches = emulated.launches()
+        assert len(launches) >= 4
+        assert {(launch.device, launch.stream) for launch in launches} == {(1, 7)}
+        assert emulated.scratch(0) == 0
+        assert emulated.current() == 0

@@ -15,13 +15,14 @@ using Weights = WeightCall<float, uint8_t>;
 using Digits = DigitCall<float>;
 
 /// One digit for all queries, the others for those that it does not prove to see one charge.
-void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights, int* proven, int* open) {
+void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights, Bounds* bounds, int* proven,
+                      int* open) {
   if (hopper_asked()) launch_distance_gemm_hopper(gemm, call.stream);
   else if (gemm.batch > FirstTile::kQueries) launch_distance_gemm<FirstWideTile>(gemm, call.stream);
   else launch_distance_gemm<FirstTile>(gemm, call.stream);
-  launch_screen(ScreenCall{gemm.leading, digits.scale, digits.residual, gemm.sq_norms, weights.x, weights.r, weights.charges,
-                           gemm.batch, gemm.count, gemm.dim, weights.divisor, weights.offset, call.divisor, call.aug_dim,
-                           weights.weight_digits, weights.state, weights.lse, proven, open, digits.counters + 1},
+  launch_screen(ScreenCall{gemm.leading, digits.scale, digits.residual, digits.norms, weights.x, weights.r, weights.charges,
+                           gemm.batch, gemm.count, gemm.dim, weights.parts, weights.divisor, weights.offset, call.divisor, call.aug_dim,
+                           weights.weight_digits, weights.state, bounds, weights.arrived, weights.lse, proven, open, digits.counters + 1},
                 call.stream);
   gemm.open = open;
   gemm.open_count = digits.counters + 1;
@@ -72,12 +73,14 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   digits.scale = arena.take<double>(B);
   digits.residual = arena.take<double>(B);
   digits.counters = arena.take<int>(2);
+  digits.arrived = arena.take<int>(B);
+  digits.listed = packed ? arena.take<int>(B) : nullptr;
 
   Weights weights = weights_of<float, uint8_t>(call);
   weights.relative = true;
   weights.gap_unit = 1 / (call.divisor * call.divisor);
   weights.lse = call.lse;
-  weights.splits = splits_of(tile, call);
+  weights.arrived = digits.arrived;
 
   DistanceGemmCall gemm{};
   gemm.charges = weights.charges;
@@ -87,11 +90,19 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   gemm.batch = B;
   gemm.count = M;
   gemm.dim = N;
-  gemm.splits = weights.splits;
+  gemm.splits = splits_of(tile, call);
   gemm.divisor = call.divisor;
+  double* const least = arena.take<double>(B * groups_of(M));
+  weights.least = least;
+  gemm.least = gemm.splits == 1 ? least : nullptr;
   weights.gaps = gemm.gaps = arena.take<double>(gemm.splits * B * M);
   int *proven = nullptr, *open = nullptr;
+  Bounds* bounds = nullptr;
   if (tile == Tile::kAsNeeded) {
+    bounds = arena.take<Bounds>(B * weights.parts);
+    digits.sq_norms = call.sq_norms;
+    digits.norms = arena.take<ChargeNorm>(M);
+    digits.count = M;
     gemm.leading = arena.take<int32_t>(B * M);
     proven = arena.take<int>(B);
     open = arena.take<int>(B);
@@ -100,20 +111,23 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   if (packed) {
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
     sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride), stride, arena.take<int>(B * kListed), arena.take<float>(B * kListed),
-                                 digits.counters, arena.take<int>(B)};
+                                 digits.listed, digits.counters, arena.take<int>(B)};
     sum.partial = arena.take<int64_t>(sum.splits * B * N);
   }
   const auto differences = take_differences<float>(call, arena, sums && !packed);
   weights.state = differences.state;
+  weights.part = differences.part;
+  weights.largest = differences.largest;
   if (arena.measures()) return;
 
-  launch<split_digits_kernel<float>>(B, kDigitThreads, sizeof(DigitShared), call.stream, digits);
+  launch_split_digits(digits, call.stream);
   switch (tile) {
     case Tile::kSlim: launch_distance_gemm<SlimTile>(gemm, call.stream); break;
     case Tile::kNarrow: launch_distance_gemm<NarrowTile>(gemm, call.stream); break;
     case Tile::kWide: launch_distance_gemm<WideTile>(gemm, call.stream); break;
-    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, proven, open); break;
+    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, bounds, proven, open); break;
   }
+  if (gemm.splits > 1) launch_merge_gaps({gemm.gaps, least, B, M, gemm.splits}, call.stream);
   if (!packed) return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
   launch_weights<Coefficients::kPacked>(weights, call.stream);
   launch_weighted_sum(sum, call.stream);

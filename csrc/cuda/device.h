@@ -132,25 +132,43 @@ __device__ __forceinline__ Vector<T, kCount> load(const T* from) {
   return *reinterpret_cast<const Vector<T, kCount>*>(from);
 }
 
-/// Without contraction to a fused multiply-add, as PyTorch rounds `byte / divisor + offset`.
-__device__ __forceinline__ float decode(uint8_t byte, float divisor, float offset) {
+// Operations that must not be contracted to a fused multiply-add, and one that must.
 #if defined(__CUDACC__)
-  return __fadd_rn(__fdiv_rn(static_cast<float>(byte), divisor), offset);
+__device__ __forceinline__ float multiply_rounded(float a, float b) { return __fmul_rn(a, b); }
+__device__ __forceinline__ double multiply_rounded(double a, double b) { return __dmul_rn(a, b); }
+__device__ __forceinline__ float add_rounded(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ double add_rounded(double a, double b) { return __dadd_rn(a, b); }
+__device__ __forceinline__ float reciprocal(float a) { return __frcp_rn(a); }
+__device__ __forceinline__ double reciprocal(double a) { return __drcp_rn(a); }
 #else
-  return static_cast<float>(byte) / divisor + offset;
-#endif
-}
-__device__ __forceinline__ double decode(uint8_t byte, double divisor, double offset) {
-#if defined(__CUDACC__)
-  return __dadd_rn(__ddiv_rn(static_cast<double>(byte), divisor), offset);
-#else
-  return static_cast<double>(byte) / divisor + offset;
-#endif
+template <class T>
+T multiply_rounded(T a, T b) {
+  return a * b;
 }
 template <class T>
-__device__ __forceinline__ T decode(T value, T, T) {
-  return value;
+T add_rounded(T a, T b) {
+  return a + b;
 }
+template <class T>
+T reciprocal(T a) {
+  return T(1) / a;
+}
+#endif
+
+/// What an element of a charge is worth: a byte `byte / divisor + offset` with two roundings, as PyTorch's CPU has it; a number itself.
+/// One division a thread: with the correctly rounded reciprocal, quotient and remainder by fused multiply-adds give the correctly
+/// rounded quotient (Markstein 1990).
+template <class T>
+struct Values {
+  T divisor, offset, inverse;
+  __device__ __forceinline__ Values(T divisor_of_bytes, T offset_of_bytes)
+      : divisor(divisor_of_bytes), offset(offset_of_bytes), inverse(reciprocal(divisor_of_bytes)) {}
+  __device__ __forceinline__ T operator()(uint8_t byte) const {
+    const T whole = static_cast<T>(byte), quotient = multiply_rounded(whole, inverse);
+    return add_rounded(fma(fma(-quotient, divisor, whole), inverse, quotient), offset);
+  }
+  __device__ __forceinline__ T operator()(T value) const { return value; }
+};
 
 // ---- reductions --------------------------------------------------------------------------------------------------------
 
@@ -173,6 +191,22 @@ __device__ __forceinline__ T block_reduce(T value, Operation operation, T* slots
   for (int warp = 1; warp < kThreads / kWarp; ++warp) total = operation(total, slots[warp]);
   __syncthreads();
   return total;
+}
+
+/// Whether the calling block is the last of `blocks` that come here; what the others wrote before is then visible to it. The counter
+/// is 0 again afterwards. `flag` lies in shared memory.
+__device__ __forceinline__ bool last_block(int* arrived, int blocks, int& flag) {
+  if (blocks == 1) return true;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    flag = atomicAdd(arrived, 1) == blocks - 1 ? 1 : 0;
+    if (flag) *arrived = 0;
+  }
+  __syncthreads();
+  if (flag == 0) return false;
+  __threadfence();
+  return true;
 }
 
 struct Sum {
@@ -202,6 +236,24 @@ struct LongSum {
     }
   }
   __device__ __forceinline__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
+};
+
+/// Σ (y − x)²: float keeps the error of each difference, square and sum in a second float; double does not need it.
+template <class T>
+struct SquaredDistance {
+  LongSum<T> sum;
+  __device__ __forceinline__ void add(T y, T x) {
+    const T difference = y - x;
+    if constexpr (sizeof(T) == 4) {
+      const T back = difference - y, error = (y - (difference - back)) - (x + back);
+      const T square = multiply_rounded(difference, difference);
+      sum.low += fma(difference, difference, -square) + 2 * difference * error;
+      sum.add(square);
+    } else {
+      sum.add(difference * difference);
+    }
+  }
+  __device__ __forceinline__ double value() const { return sum.value(); }
 };
 
 }  // namespace pfgm

@@ -10,6 +10,9 @@ Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums) 
   const int64_t B = call.batch, M = call.count, N = call.dim;
   Differences<T> result{};
   result.state = arena.take<RowState>(B);
+  result.parts = static_cast<int>(row_parts(B, M));
+  result.part = arena.take<RowPart>(B * result.parts);
+  result.largest = call.log_weights ? arena.take<double>(B * result.parts) : nullptr;
   if (!sums) return result;
   const bool score = call.op == FieldOp::kScore;
   result.sets = score ? 2 : 1;
@@ -27,6 +30,8 @@ void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights, cons
   weights.weights = memory.weights;
   weights.rates = memory.rates;
   weights.state = memory.state;
+  weights.part = memory.part;
+  weights.largest = memory.largest;
   weights.lse = call.lse;
   weights.rate = static_cast<T*>(call.rate);
   weights.trace = static_cast<T*>(call.trace);

@@ -18,6 +18,7 @@ WeightCall<T, C> weights_of(const FieldCall& call) {
   weights.count = call.count;
   weights.dim = call.dim;
   weights.splits = 1;
+  weights.parts = static_cast<int>(row_parts(call.batch, call.count));
   weights.divisor = static_cast<T>(call.divisor);
   weights.offset = static_cast<T>(call.offset);
   weights.aug_dim = call.aug_dim;
@@ -30,6 +31,9 @@ WeightCall<T, C> weights_of(const FieldCall& call) {
 template <class T>
 struct Differences {
   RowState* state;  // (batch)
+  int parts;        // blocks a row
+  RowPart* part;    // (batch, parts)
+  double* largest;  // (batch, parts), where charges have weights
   int64_t sets, splits;  // 1, or 2 sets of coefficients (score); splits of the charges
   T* weights;       // (batch, count)
   T* rates;         // (batch, count): score

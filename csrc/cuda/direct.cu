@@ -11,15 +11,28 @@ void run(const FieldCall& call, Arena& arena) {
   WeightCall<T, C> weights = weights_of<T, C>(call);
   const int64_t B = weights.batch, M = weights.count, N = weights.dim;
   weights.splits = distance_splits(B, M, N);
-  DistanceCall<T, C> distances{weights.x, weights.charges, nullptr, arena.take<double>(weights.splits * B * M), B, M, N, weights.splits,
-                               weights.divisor, weights.offset};
+  DistanceCall<T, C> distances{};
+  distances.x = weights.x;
+  distances.charges = weights.charges;
+  distances.gaps = arena.take<double>(weights.splits * B * M);
+  distances.least = arena.take<double>(B * groups_of(M));
+  distances.arrived = arena.take<int>(B);
+  distances.batch = B;
+  distances.count = M;
+  distances.dim = N;
+  distances.splits = weights.splits;
+  distances.divisor = weights.divisor;
+  distances.offset = weights.offset;
   const bool moment = call.op == FieldOp::kSecondMoment;
   double* projection = moment ? arena.take<double>(weights.splits * B * M) : nullptr;
   const auto differences = take_differences<T>(call, arena, call.op != FieldOp::kLogDensity);
   if (arena.measures()) return;
 
   launch_distances<false>(distances, call.stream);
+  if (weights.splits > 1) launch_merge_gaps({distances.gaps, distances.least, B, M, weights.splits}, call.stream);
   weights.gaps = distances.gaps;
+  weights.least = distances.least;
+  weights.arrived = distances.arrived;
   if (moment) {
     distances.u = static_cast<const T*>(call.u);
     distances.gaps = projection;

@@ -55,6 +55,7 @@ FieldCall FieldCall::rows(int64_t first, int64_t count) const {
 void run_field(const FieldCall& call) {
   if (call.batch == 0) return;
   if (small_n_serves(call)) return run_small_n(call);
+  if (call.count >= int64_t{1} << 31) throw std::runtime_error("pfgm_fast CUDA: more than 2^31 charges");
   const int64_t queries = queries_at_a_time(call), last = call.batch % queries;
   const int64_t bytes = std::max(scratch_of(call.rows(0, queries)), last == 0 ? 0 : scratch_of(call.rows(0, last)));
   const std::shared_ptr<void> memory = call.scratch(bytes);  // every part's in turn: the stream keeps their order

@@ -38,15 +38,17 @@ void run_floats(const FieldCall& call, Arena& arena) {
   digits.norm = arena.take<double>(B);
   digits.sums = arena.take<int>(kDigits * B);
   digits.counters = arena.take<int>(2);
+  digits.arrived = arena.take<int>(B);
 
   const int64_t most = kDigitBytes / (kDigits * stride) / 128 * 128 + 128, rows = M < most ? M : most;
   uint8_t* charge_digits = arena.take<uint8_t>(kDigits * rows * stride);
   double* charge_scale = arena.take<double>(M);
   double* gaps = arena.take<double>(B * M);
+  double* least = arena.take<double>(B * groups_of(M));
   const auto differences = take_differences<float>(call, arena, call.op != FieldOp::kLogDensity);
   if (arena.measures()) return;
 
-  launch<split_digits_kernel<float>>(B, kDigitThreads, sizeof(DigitShared), call.stream, digits);
+  launch_split_digits(digits, call.stream);
   for (int64_t first = 0; first < M; first += rows) {
     const int64_t count = M - first < rows ? M - first : rows;
     launch<split_charge_digits_kernel<float>>(count, kDigitThreads, sizeof(DigitShared), call.stream,
@@ -65,6 +67,7 @@ void run_floats(const FieldCall& call, Arena& arena) {
     gemm.digit_sums = digits.sums;
     gemm.row_length = M;
     const auto next = [&](int digit) {
+      gemm.least = digit == kDigits - 1 ? least + first / kGroup : nullptr;
       gemm.charges = charge_digits + digit * count * stride;
       gemm.charge_digit = digit;
       return gemm;
@@ -73,9 +76,11 @@ void run_floats(const FieldCall& call, Arena& arena) {
     launch_distance_gemm<TwoDigitTile>(next(1), call.stream);
     launch_distance_gemm<OneDigitTile>(next(2), call.stream);
   }
-  launch<refine_kernel>(B, kWeightThreads, sizeof(RefineShared), call.stream,
-         RefineCall{gaps, digits.scale, digits.norm, charge_scale, call.sq_norms, weights.x, weights.r, weights.charges, B, M, N, call.aug_dim});
+  launch<refine_kernel>(B, kRefineThreads, sizeof(RefineShared), call.stream,
+         RefineCall{gaps, least, digits.scale, digits.norm, charge_scale, call.sq_norms, weights.x, weights.r, weights.charges, B, M, N, call.aug_dim});
   weights.gaps = gaps;
+  weights.least = least;
+  weights.arrived = digits.arrived;
   weights.relative = true;
   finish_by_differences(call, weights, differences);
 }

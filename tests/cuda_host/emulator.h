@@ -354,6 +354,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
     if (pfgm::emulate::lane_value<int>(slots, lane)) result |= 1u << lane;
   return result;
 }
+inline void __threadfence() {}
 inline void __syncwarp() { pfgm::emulate::exchange(0); }
 /// Threads take turns, so a plain addition is atomic here.
 inline int atomicAdd(int* address, int value) {

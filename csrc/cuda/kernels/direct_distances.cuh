@@ -7,6 +7,7 @@
 #pragma once
 
 #include "../device.h"
+#include "gaps.cuh"
 
 namespace pfgm {
 
@@ -20,6 +21,8 @@ struct DistanceCall {
   const C* charges;  // (count, dim)
   const T* u;        // (batch, dim), or null
   double* gaps;      // (splits, batch, count)
+  double* least;     // (batch, groups): the least gap of each 32 charges, where there is one split
+  int* arrived;      // (batch): set to 0 for the kernels behind
   int64_t batch, count, dim, splits;
   T divisor, offset;
 };
@@ -44,6 +47,7 @@ __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1) dist
   const int64_t part = ceil_div(ceil_div<int64_t>(call.dim, kDistanceDepth), call.splits) * kDistanceDepth;
   const int64_t begin = split * part, end = begin + part < call.dim ? begin + part : call.dim;
   const int lane_charge = threadIdx.x % 16, lane_query = threadIdx.x / 16;
+  const Values<T> values(call.divisor, call.offset);
 
   LongSum<T> total[4][4];
   for (int64_t k0 = begin; k0 < end; k0 += kDistanceDepth) {
@@ -54,7 +58,7 @@ __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1) dist
       const bool inside = k0 + k < end;
       const int64_t charge = charge_begin + row, query = query_begin + row;
       shared.charge[k][row] =
-          inside && charge < call.count ? decode(call.charges[charge * call.dim + k0 + k], call.divisor, call.offset) : T(0);
+          inside && charge < call.count ? values(call.charges[charge * call.dim + k0 + k]) : T(0);
       shared.query[k][row] = inside && query < call.batch ? call.x[query * call.dim + k0 + k] : T(0);
       if constexpr (kProject) shared.along[k][row] = inside && query < call.batch ? call.u[query * call.dim + k0 + k] : T(0);
     }
@@ -88,6 +92,23 @@ __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1) dist
       if (query < call.batch && charge < call.count)
         call.gaps[(split * call.batch + query) * call.count + charge] = total[q][c].value();
     }
+  if constexpr (!kProject) {
+    if (charge_begin == 0 && split == 0 && threadIdx.x < kDistanceTile && query_begin + threadIdx.x < call.batch)
+      call.arrived[query_begin + threadIdx.x] = 0;
+    if (call.splits > 1) return;
+    static_assert(kGroup == 8 * 4);  // eight lanes have a group
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int64_t query = query_begin + 4 * lane_query + q, first = charge_begin + 4 * lane_charge;
+      double least = std::numeric_limits<double>::infinity();
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+        if (first + c < call.count) least = Minimum{}(least, total[q][c].value());
+#pragma unroll
+      for (int lane = 1; lane < 8; lane *= 2) least = Minimum{}(least, __shfl_xor_sync(kAllLanes, least, lane));
+      if (lane_charge % 8 == 0 && query < call.batch && first < call.count) call.least[query * groups_of(call.count) + first / kGroup] = least;
+    }
+  }
 }
 
 /// Parts of N, so that the blocks fill the device a few times; each part at least 256 elements.

@@ -14,6 +14,7 @@
 // times (from L2); writes 8 bytes a pair, or 4 with one digit.
 #pragma once
 
+#include "gaps.cuh"
 #include "split_digits.cuh"
 #include "tensor_core.cuh"
 
@@ -25,6 +26,7 @@ struct DistanceGemmCall {
   const double* scale;     // (batch)
   const double* sq_norms;  // (count), around the centre
   double* gaps;            // (splits, batch, count); unused by a tile of one digit
+  double* least;           // (batch, groups of the row), or null: the least gap of each 32 charges (gaps.cuh); one split
   int64_t batch, count, dim, splits;
   double divisor;
   int32_t* leading;       // (batch, count): products with the first digit, written by kFirst, read by kRest
@@ -55,7 +57,9 @@ struct GemmTile {
   static constexpr int kFragmentsC = kCharges / kWarpsC / 16, kFragmentsQ = kQueries / kWarpsQ / 8;
   static constexpr int kRows = kCharges + kDigitsServed * kQueries;  // of 64 bytes, in one stage
   static constexpr int kSlice = kQueries / kWarpsQ < 32 ? kQueries / kWarpsQ : 32;  // queries whose digits meet at a time
-  static_assert(kFragmentsQ % 2 == 0 && kCharges % (16 * kWarpsC) == 0);
+  static constexpr int kSums = kFragmentsC * kFragmentsQ * 4;  // a thread's
+  static constexpr int kBlocks = kSums <= 64 ? 2 : 1;          // that shall share a multiprocessor's registers
+  static_assert(kFragmentsQ % 2 == 0 && kCharges % (16 * kWarpsC) == 0 && kCharges % kGroup == 0);
   union Shared {
     uint8_t stage[kStages][kRows * kDepth];
     int32_t meet[kDigitsServed][kSlice][kCharges + 4];
@@ -72,17 +76,17 @@ using FirstWideTile = GemmTile<GemmOutput::kFirst, 1, 128, 256, 4, 2, 4>;
 using RestTile = GemmTile<GemmOutput::kRest, 2, 128, 64, 4, 1, 4>;
 
 /// Into the gaps: −2 X·b of a query and a charge, or what one digit of a float charge adds to it; the norm with the first.
-__device__ __forceinline__ void add_gap(const DistanceGemmCall& call, int64_t split, int64_t query, int64_t charge, double product) {
+__device__ __forceinline__ double add_gap(const DistanceGemmCall& call, int64_t split, int64_t query, int64_t charge, double product) {
   double value = -2.0 * call.scale[query] * product;
   if (call.charge_scale) value *= call.charge_scale[charge] * (call.charge_digit == 0 ? 65536.0 : call.charge_digit == 1 ? 256.0 : 1.0);
   if (split == 0 && call.charge_digit == 0) value += call.divisor * call.divisor * call.sq_norms[charge];
   const int64_t length = call.row_length ? call.row_length : call.count;
   double& gap = call.gaps[(split * call.batch + query) * length + charge];
-  gap = call.charge_digit == 0 ? value : gap + value;
+  return gap = call.charge_digit == 0 ? value : gap + value;
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceGemmCall call) {
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_kernel(DistanceGemmCall call) {
   typename Tile::Shared& shared = shared_memory<typename Tile::Shared>();
   const int64_t batch = Tile::kOfList ? *call.open_count : call.batch;
   const int64_t query_tiles = ceil_div<int64_t>(call.batch, Tile::kQueries);
@@ -106,6 +110,7 @@ __global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceG
   const int my_row = static_cast<int>(threadIdx.x) / 4, my_chunk = threadIdx.x % 4, my_place = swizzled(my_row, my_chunk);
   const int charges_left = call.count - charge_begin < Tile::kCharges ? static_cast<int>(call.count - charge_begin) : Tile::kCharges;
   const int queries_left = batch - query_begin < Tile::kQueries ? static_cast<int>(batch - query_begin) : Tile::kQueries;
+  const int queries_needed = queries_left < Tile::kQueries ? ceil_div(queries_left, 16) * 16 : Tile::kQueries;  // whole pairs of fragments
   const uint8_t* charges = call.charges + (charge_begin + my_row) * call.dim + begin + my_chunk * kChunk;
   static_assert(!Tile::kOfList || Tile::kQueries <= kStep);  // a thread then has one query of the list
   const int64_t my_query = !Tile::kOfList ? query_begin + my_row : my_row < queries_left ? call.open[query_begin + my_row] : 0;
@@ -121,7 +126,7 @@ __global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceG
     for (int digit = 0; digit < Tile::kDigitsServed; ++digit)
 #pragma unroll
       for (int row = 0; row < Tile::kQueries; row += kStep)
-        if (row + my_row < Tile::kQueries)
+        if (row + my_row < queries_needed)
           copy_async(tile + (Tile::kCharges + digit * Tile::kQueries + row) * kDepth,
                      digits + (digit * call.batch + row) * call.dim, depth_left > 0 && row + my_row < queries_left);
     charges += kDepth;
@@ -152,6 +157,7 @@ __global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceG
       const uint8_t* digit = tile + (Tile::kCharges + warp_digit * Tile::kQueries + warp_query) * kDepth;
 #pragma unroll
       for (int q = 0; q < Tile::kFragmentsQ; q += 2) {
+        if (warp_query + 8 * q >= queries_needed) continue;  // a whole warp: nobody reads these sums
         uint32_t pair[4];
         load_matrix(pair, digit + 8 * q * kDepth + (lane_query ^ 32 * step));
         const uint32_t left[2] = {pair[0], pair[1]}, right[2] = {pair[2], pair[3]};
@@ -185,20 +191,27 @@ __global__ void __launch_bounds__(Tile::kThreads) distance_gemm_kernel(DistanceG
     for (int at = threadIdx.x; at < Tile::kSlice * Tile::kCharges; at += Tile::kThreads) {
       const int q = at / Tile::kCharges, c = at % Tile::kCharges;
       const int64_t place = query_begin + slice_begin + q, charge = charge_begin + c;
-      if (place >= batch || charge >= call.count) continue;
+      if (place >= batch || charge - c % kGroup >= call.count) continue;  // a whole warp
+      const bool inside = charge < call.count;
       const int64_t query = Tile::kOfList ? call.open[place] : place;
       if constexpr (Tile::kOutput == GemmOutput::kFirst) {
-        call.leading[query * call.count + charge] = shared.meet[0][q][c];
+        if (inside) call.leading[query * call.count + charge] = shared.meet[0][q][c];
       } else {
-        int64_t product = Tile::kOfList ? call.leading[query * call.count + charge] : 0;
+        double gap = std::numeric_limits<double>::infinity();
+        if (inside) {
+          int64_t product = Tile::kOfList ? call.leading[query * call.count + charge] : 0;
 #pragma unroll
-        for (int digit = 0; digit < Tile::kDigitsServed; ++digit) {
-          int64_t sum = shared.meet[digit][q][c];
-          if constexpr (!Tile::kOfList)
-            if (call.digit_sums) sum -= 128 * static_cast<int64_t>(call.digit_sums[digit * call.batch + query]);
-          product = product * 256 + sum;
+          for (int digit = 0; digit < Tile::kDigitsServed; ++digit) {
+            int64_t sum = shared.meet[digit][q][c];
+            if constexpr (!Tile::kOfList)
+              if (call.digit_sums) sum -= 128 * static_cast<int64_t>(call.digit_sums[digit * call.batch + query]);
+            product = product * 256 + sum;
+          }
+          constexpr double kUnit = Tile::kOfList || Tile::kDigitsServed == 3 ? 1 : Tile::kDigitsServed == 2 ? 256 : 65536;
+          gap = add_gap(call, split, query, charge, static_cast<double>(product) * kUnit);
         }
-        add_gap(call, split, query, charge, static_cast<double>(product) * (Tile::kOfList || Tile::kDigitsServed == 3 ? 1 : Tile::kDigitsServed == 2 ? 256 : 65536));
+        const int64_t groups = groups_of(call.row_length ? call.row_length : call.count);
+        if (call.least) write_least(gap, call.least + query * groups + charge / kGroup);
       }
     }
   }

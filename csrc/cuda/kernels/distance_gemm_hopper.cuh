@@ -83,6 +83,7 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
   }
 
   const int group = warp / 4;
+  const bool pairs = call.count % 2 == 0;
   int32_t sum[kGroupSums];
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     int before = 0;
@@ -111,10 +112,17 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
       if (query >= call.batch) continue;
       int32_t* row = call.leading + query * call.count;
 #pragma unroll
-      for (int c = 0; c < kGroupColumns / 8; ++c)
+      for (int c = 0; c < kGroupColumns / 8; ++c) {
+        const int64_t charge = charge_begin + 8 * c;
+        if (pairs) {  // an even count: a pair is inside or outside, and aligned
+          if (charge < call.count)
+            *reinterpret_cast<Vector<int32_t, 2>*>(row + charge) = {sum[4 * c + 2 * half], sum[4 * c + 2 * half + 1]};
+        } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-          if (charge_begin + 8 * c + i < call.count) row[charge_begin + 8 * c + i] = sum[4 * c + 2 * half + i];
+          for (int i = 0; i < 2; ++i)
+            if (charge + i < call.count) row[charge + i] = sum[4 * c + 2 * half + i];
+        }
+      }
     }
   }
 #endif

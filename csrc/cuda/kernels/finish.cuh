@@ -27,16 +27,6 @@ struct FinishCall {
 
 constexpr int kFinishThreads = 256;
 
-/// An operator's result at one element. `sum` is Σ w (y − y_a)/Σ w.
-template <class T>
-__device__ __forceinline__ T field_output(FieldOp op, T x, T y, T sum, T r, T r_next) {
-  switch (op) {
-    case FieldOp::kPosteriorMean: return y + sum;
-    case FieldOp::kFieldStep: return x + (r_next - r) / r * ((x - y) - sum);
-    default: return (x - y) - sum;
-  }
-}
-
 template <class T, class C>
 __global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C> call) {
   const int64_t tiles = ceil_div<int64_t>(call.dim, kFinishThreads);
@@ -49,7 +39,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C>
     for (int64_t s = 0; s < call.splits; ++s) sum += static_cast<double>(call.partial[(s * call.sets + which) * set + at]);
     return sum / state.total;
   };
-  const T x = call.x[at], y = decode(call.charges[state.anchor * call.dim + column], call.divisor, call.offset);
+  const Values<T> values(call.divisor, call.offset);
+  const T x = call.x[at], y = values(call.charges[state.anchor * call.dim + column]);
   const double sum = merged(0), share = state.rate_total / state.total;
   if (call.op == FieldOp::kSecondMoment) {
     call.out[at] = static_cast<T>(sum + (static_cast<double>(y) - static_cast<double>(x)) * share);
@@ -83,7 +74,8 @@ constexpr int kByteFinishThreads = 128;
 constexpr int kByteFinishColumns = 4 * kByteFinishThreads;
 
 /// Block `i` serves the i-th query. A dense one's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w (y − y_a) by differences.
-static __global__ void __launch_bounds__(kByteFinishThreads) byte_finish_kernel(ByteFinishCall call) {
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall call) {
   const int64_t tiles = ceil_div<int64_t>(call.dim, kByteFinishColumns);
   const int64_t slot = blockIdx.x / tiles % call.batch;
   const bool dense_grid = blockIdx.x >= tiles * call.batch;  // the second half of the grid: dense queries by their slots
@@ -96,10 +88,11 @@ static __global__ void __launch_bounds__(kByteFinishThreads) byte_finish_kernel(
   if (column >= call.dim) return;
   using Four = Vector<uint8_t, 4>;
   const Four near = load<uint8_t, 4>(call.charges + state.anchor * call.dim + column);
+  const Values<float> values(call.divisor, call.offset);
   float anchor[4];
   double sum[4];
 #pragma unroll
-  for (int c = 0; c < 4; ++c) anchor[c] = decode(near.at[c], call.divisor, call.offset);
+  for (int c = 0; c < 4; ++c) anchor[c] = values(near.at[c]);
   if (dense_grid) {
     int64_t whole[4] = {};
     for (int64_t s = 0; s < call.splits; ++s)
@@ -114,7 +107,7 @@ static __global__ void __launch_bounds__(kByteFinishThreads) byte_finish_kernel(
       const float weight = call.weight_digits.weight[row * kListed + at];
       const Four bytes = load<uint8_t, 4>(call.charges + call.weight_digits.charge[row * kListed + at] * call.dim + column);
 #pragma unroll
-      for (int c = 0; c < 4; ++c) together[c] += weight * (decode(bytes.at[c], call.divisor, call.offset) - anchor[c]);
+      for (int c = 0; c < 4; ++c) together[c] += weight * (values(bytes.at[c]) - anchor[c]);
     }
 #pragma unroll
     for (int c = 0; c < 4; ++c) sum[c] = together[c] / state.total;
@@ -130,8 +123,9 @@ static __global__ void __launch_bounds__(kByteFinishThreads) byte_finish_kernel(
   *reinterpret_cast<Vector<float, 4>*>(call.out + row * call.dim + column) = out;
 }
 
-inline void launch_byte_finish(const ByteFinishCall& call, Stream stream) {
-  launch<byte_finish_kernel>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns), kByteFinishThreads, 0, stream, call);
+template <int kThreads = kByteFinishThreads>
+void launch_byte_finish(const ByteFinishCall& call, Stream stream) {
+  launch<byte_finish_kernel<kThreads>>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns), kByteFinishThreads, 0, stream, call);
 }
 
 }  // namespace pfgm

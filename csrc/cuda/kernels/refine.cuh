@@ -15,8 +15,11 @@
 
 namespace pfgm {
 
+constexpr int kRefineThreads = 512;
+
 struct RefineCall {
   double* gaps;                // (batch, count)
+  double* least;               // (batch, groups)
   const double* scale;         // (batch)
   const double* norm;          // (batch): ‖x − μ‖
   const double* charge_scale;  // (count)
@@ -29,10 +32,9 @@ struct RefineCall {
 };
 
 struct RefineShared {
-  double slots[kWeightThreads / kWarp];
-  double nearest[kWeightThreads / kWarp];
-  int64_t where[kWeightThreads / kWarp];
-  int listed[kWeightThreads];
+  double slots[kRefineThreads / kWarp];
+  NearestShared<kRefineThreads> nearest;
+  int listed[kRefineThreads];
   int used;
 };
 
@@ -41,7 +43,7 @@ constexpr double kGapSlack = 6;               // deviations: what a gap surely d
 constexpr double kSpreadDeviation = 3e-5;     // of a log-weight's error, that many charges with a weight average away
 constexpr double kFewCharges = 64;
 
-static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCall call) {
+static __global__ void __launch_bounds__(kRefineThreads) refine_kernel(RefineCall call) {
   RefineShared& shared = shared_memory<RefineShared>();
   const int64_t row = blockIdx.x;
   double* gaps = call.gaps + row * call.count;
@@ -51,11 +53,10 @@ static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCal
     return kGapDeviation * (scale * static_cast<double>(sqrtf(static_cast<float>(call.sq_norms[j]))) + call.charge_scale[j] * norm);
   };
 
-  Nearest nearest{std::numeric_limits<double>::infinity(), 0};
-#pragma unroll 4
-  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads) nearest = nearer(nearest, {gaps[j], j});
-  nearest = block_nearest<kWeightThreads>(nearest, shared.nearest, shared.where);
-  const double squares = block_distance<kWeightThreads>(call.charges + nearest.charge * call.dim, x, call.dim, 1.0f, 0.0f, shared.slots);
+  double* least = call.least + row * groups_of(call.count);
+  const Nearest nearest = row_nearest<kRefineThreads>(gaps, least, static_cast<int>(call.count), shared.nearest);
+  const Values<float> values(1.0f, 0.0f);
+  const double squares = block_distance<kRefineThreads>(call.charges + nearest.charge * call.dim, x, call.dim, values, shared.slots);
   const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const double base = squares + r * r;
   if (!(r > 0) || !isfinite(base) || !isfinite(nearest.gap)) return;  // the weights make a row of NaN of it
@@ -64,36 +65,34 @@ static __global__ void __launch_bounds__(kWeightThreads) refine_kernel(RefineCal
   const double limit = nearest.gap + slack + function.gap_of(weight_cut<float>(call.count) - 1) + slack;  // the nearest may err too
   const auto may_weigh = [&](int64_t j) { return gaps[j] - kGapSlack * deviation(j) <= limit; };
   double candidates = 0, worst = 0;
-  for (int64_t j = threadIdx.x; j < call.count; j += kWeightThreads)
+  for (int64_t j = threadIdx.x; j < call.count; j += kRefineThreads)
     if (may_weigh(j)) {
       candidates += 1;
       worst = Maximum{}(worst, deviation(j));
     }
-  candidates = block_reduce<kWeightThreads>(candidates, Sum{}, shared.slots);
-  worst = block_reduce<kWeightThreads>(worst, Maximum{}, shared.slots);
+  candidates = block_reduce<kRefineThreads>(candidates, Sum{}, shared.slots);
+  worst = block_reduce<kRefineThreads>(worst, Maximum{}, shared.slots);
   const double error = (worst + slack / kGapSlack) * function.power * function.inverse_base;
   if (candidates < 2 || (candidates > kFewCharges && error <= kSpreadDeviation)) return;
 
   // A warp a candidate. The nearest keeps its gap, so that all gaps stay distances up to one constant.
-  for (int64_t first = 0; first < call.count; first += kWeightThreads) {
+  for (int64_t first = 0; first < call.count; first += kRefineThreads) {
     if (threadIdx.x == 0) shared.used = 0;
     __syncthreads();
     const int64_t mine = first + threadIdx.x;
     if (mine < call.count && may_weigh(mine)) shared.listed[atomicAdd(&shared.used, 1)] = static_cast<int>(threadIdx.x);
     __syncthreads();
     const int used = shared.used;
-    for (int at = static_cast<int>(threadIdx.x) / kWarp; at < used; at += kWeightThreads / kWarp) {
+    for (int at = static_cast<int>(threadIdx.x) / kWarp; at < used; at += kRefineThreads / kWarp) {
       const int64_t j = first + shared.listed[at];
       const float* charge = call.charges + j * call.dim;
-      double sum = 0;
-      for (int64_t k = threadIdx.x % kWarp; k < call.dim; k += kWarp) {
-        const double difference = static_cast<double>(charge[k]) - static_cast<double>(x[k]);
-        sum += difference * difference;
-      }
-      sum = warp_reduce(sum, Sum{});
+      const double share = distance_share(charge, x, static_cast<int>(call.dim), values, static_cast<int>(threadIdx.x) % kWarp, kWarp);
+      const double sum = warp_reduce(share, Sum{});
       if (threadIdx.x % kWarp == 0 && j != nearest.charge) gaps[j] = nearest.gap + (sum - squares);
     }
     __syncthreads();
+    if (used > 0 && mine - static_cast<int>(threadIdx.x) % kWarp < call.count)  // a whole warp: 32 gaps of which some are new
+      write_least(mine < call.count ? gaps[mine] : std::numeric_limits<double>::infinity(), least + mine / kGroup);
   }
 }
 

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "../device.h"
-#include "finish.cuh"
 #include "weights.cuh"
 
 namespace pfgm {
@@ -49,12 +48,13 @@ struct SmallNShared {
 
 template <class T, class C, int kDim>
 __device__ __forceinline__ void load_charges(SmallNShared<T, kDim>& shared, const SmallNCall<T, C>& call, int64_t begin) {
+  const Values<T> values(call.divisor, call.offset);
   __syncthreads();
   for (int i = threadIdx.x; i < kSmallNTile * kDim; i += kSmallNThreads) {
     const int64_t charge = begin + i / kDim;
     const int k = i % kDim;
     shared.charge[i / kDim][k] = charge < call.count && k < call.dim
-                                     ? decode(call.charges[charge * call.dim + k], call.divisor, call.offset)
+                                     ? values(call.charges[charge * call.dim + k])
                                      : T(0);
   }
   for (int i = threadIdx.x; i < kSmallNTile; i += kSmallNThreads)
@@ -114,11 +114,12 @@ __global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T
   const double base = static_cast<double>(nearest) + r * r;
   const bool good = r > 0 && isfinite(base);
   const WeightFunction<T> function(base, r, total_dim);
+  const Values<T> values(call.divisor, call.offset);
   const T power = static_cast<T>(function.power), inverse_base = static_cast<T>(function.inverse_base);
   T anchor[kDim], sum[kDim];
 #pragma unroll
   for (int k = 0; k < kDim; ++k) {
-    anchor[k] = k < call.dim ? decode(call.charges[where * call.dim + k], call.divisor, call.offset) : T(0);
+    anchor[k] = k < call.dim ? values(call.charges[where * call.dim + k]) : T(0);
     sum[k] = 0;
   }
   T total = 0, largest = -std::numeric_limits<T>::infinity();
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T
       double merged = 0;
       for (int w = 0; w < kSmallNWarps; ++w)
         merged += static_cast<double>(shared.merge[w][k][lane]) * static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
-      const T here = call.x[row * call.dim + k], y = decode(call.charges[where * call.dim + k], call.divisor, call.offset);
+      const T here = call.x[row * call.dim + k], y = values(call.charges[where * call.dim + k]);
       const T r_next = call.r_next ? call.r_next[row] : T(0);
       const T out = field_output(call.op, here, y, static_cast<T>(merged / all), static_cast<T>(r), r_next);
       call.out[row * call.dim + k] = good ? out : nan;

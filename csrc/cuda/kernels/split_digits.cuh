@@ -1,7 +1,8 @@
 // Numbers as digits (Ozaki's scheme): X = s Q, s one number a row, Q whole numbers of 24 bits in three signed digits of 8,
 // Q = 2^16 d1 + 2^8 d2 + d3, so that integer tensor cores multiply them without an error.
 //
-// split_digits_kernel: one block a query; reads x three times, writes 3 bytes an element.
+// split_digits_kernel: one block a query; reads x three times, writes 3 bytes an element. Further blocks write the charges' norms in
+// float, which the screening would otherwise take a root of for each pair; and what the kernels behind count is set to 0.
 // split_charge_digits_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3: digit + 128.
 #pragma once
 
@@ -12,7 +13,13 @@ namespace pfgm {
 constexpr int kDigits = 3;  // of 8 bits
 
 constexpr int kDigitThreads = 256;
+constexpr int64_t kNormsOfBlock = 4 * kDigitThreads;
 constexpr double kDigitLargest = 127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
+
+/// δ² ‖y − μ‖², and δ ‖y − μ‖ rounded up.
+struct ChargeNorm {
+  float square, root;
+};
 
 template <class T>
 struct DigitCall {
@@ -25,7 +32,12 @@ struct DigitCall {
   double* residual;  // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
   double* norm;      // (batch): ‖X‖, or null
   int* sums;         // (3, batch): Σ_k of each digit, or null
-  int* counters;     // two, set to 0 for the kernels behind
+  int* counters;     // two,
+  int* arrived;      // (batch),
+  int* listed;       // and (batch) or null: set to 0 for the kernels behind
+  const double* sq_norms;  // (count), where norms are wanted
+  ChargeNorm* norms;       // (count)
+  int64_t count;           // 0: none are
 };
 
 struct DigitShared {
@@ -49,6 +61,16 @@ template <class T>
 __global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T> call) {
   DigitShared& shared = shared_memory<DigitShared>();
   const int64_t row = blockIdx.x;
+  if (row >= call.batch) {
+    const double unit = call.divisor * call.divisor;
+    for (int64_t i = 0; i < kNormsOfBlock; i += kDigitThreads) {
+      const int64_t j = (row - call.batch) * kNormsOfBlock + i + threadIdx.x;
+      if (j >= call.count) return;
+      const double square = unit * call.sq_norms[j];
+      call.norms[j] = {static_cast<float>(square), static_cast<float>(sqrt(square) * (1 + 1e-7))};
+    }
+    return;
+  }
   const T* x = call.x + row * call.dim;
   const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
   double largest = 0, squares = 0;
@@ -89,7 +111,14 @@ __global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T
     call.scale[row] = good ? scale : std::numeric_limits<double>::quiet_NaN();
     call.residual[row] = sqrt(residual);
     if (row == 0) call.counters[0] = call.counters[1] = 0;
+    call.arrived[row] = 0;
+    if (call.listed) call.listed[row] = 0;
   }
+}
+
+template <class T>
+void launch_split_digits(const DigitCall<T>& call, Stream stream) {
+  launch<split_digits_kernel<T>>(call.batch + ceil_div<int64_t>(call.count, kNormsOfBlock), kDigitThreads, sizeof(DigitShared), stream, call);
 }
 
 template <class T>

@@ -48,6 +48,7 @@ __global__ void __launch_bounds__(kDifferenceThreads, 3) weighted_difference_ker
   const int64_t begin = split * part, end = begin + part < call.count ? begin + part : call.count;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
 
+  const Values<T> values(call.divisor, call.offset);
   T anchor[kRows][4], total[kSets][kRows][4];
 #pragma unroll
   for (int row = 0; row < kRows; ++row)
@@ -55,7 +56,7 @@ __global__ void __launch_bounds__(kDifferenceThreads, 3) weighted_difference_ker
     for (int c = 0; c < 4; ++c) {
       const int64_t column = column_begin + c * kDifferenceThreads;
       const bool inside = row_begin + row < call.batch && column < call.dim;
-      anchor[row][c] = inside ? decode(call.charges[call.state[row_begin + row].anchor * call.dim + column], call.divisor, call.offset) : T(0);
+      anchor[row][c] = inside ? values(call.charges[call.state[row_begin + row].anchor * call.dim + column]) : T(0);
 #pragma unroll
       for (int s = 0; s < kSets; ++s) total[s][row][c] = 0;
     }
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(kDifferenceThreads, 3) weighted_difference_ker
       for (int c = 0; c < 4; ++c) {
         const int64_t column = column_begin + c * kDifferenceThreads;
         if (column >= call.dim) continue;
-        const T y = decode(charge[column], call.divisor, call.offset);
+        const T y = values(charge[column]);
 #pragma unroll
         for (int row = 0; row < kRows; ++row)
 #pragma unroll

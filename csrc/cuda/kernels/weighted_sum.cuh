@@ -47,6 +47,7 @@ static __global__ void __launch_bounds__(kWeightedSumThreads) weighted_sum_kerne
   const int stages = begin < end ? static_cast<int>(ceil_div<int64_t>(end - begin, kDepth)) : 0;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int warp_row = warp % 4 * 16, warp_column = warp / 4 * 32;
+  const bool idle = row_begin + warp_row >= dense;  // a whole warp, which only copies
 
   // A thread copies a chunk of one charge, and of one query's digit; half of the threads, of one more query's third digit.
   const int my_row = static_cast<int>(threadIdx.x) / 4, my_chunk = threadIdx.x % 4;
@@ -81,6 +82,7 @@ static __global__ void __launch_bounds__(kWeightedSumThreads) weighted_sum_kerne
     commit_copies();
 #pragma unroll
     for (int step = 0; step < kDepth / 32; ++step) {
+      if (idle) continue;
       // Column 4 group + c of the warp's 32 is column `group` of fragment c.
       uint32_t charge[4][2];
 #pragma unroll

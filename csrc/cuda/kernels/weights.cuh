@@ -5,53 +5,69 @@
 // the anchor's distance is computed here by direct differences.
 // Weights below exp(−cut) of the largest, cut = 18 + log M (40 + log M in double), become exactly 0: together less than 2e-8.
 //
-// Tiling: one block of 512 threads a query, two sweeps over its row (nearest; weights), three where charges have weights q.
-// Cost: reads `splits` × 8 bytes a pair and sweep (from L2 after the first), writes a weight; one log1p and one exp a pair
-// that is not beyond the cut.
+// Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; every block finds the anchor anew from the
+// groups' least gaps (gaps.cuh). The last block of a row to end merges the parts, in their order. Where charges have weights q the
+// largest log-weight is not the anchor's: a launch before finds each part's (kLargest).
+// Cost: reads 8 bytes a pair once, writes a weight (or 3 bytes); a pair costs one subtraction in double, the rest in T: one
+// log1p and one exp if it is not beyond the cut.
 #pragma once
 
+#include <type_traits>
+
 #include "../device.h"
+#include "../field.h"
+#include "gaps.cuh"
 
 namespace pfgm {
 
-constexpr int kWeightThreads = 512;
-constexpr int kSweep = 8;  // loads of a thread in flight
+constexpr int kSweep = 4;  // loads of a thread in flight
 
 /// What the last kernel needs to know of a query.
 struct RowState {
   int64_t anchor;     // the nearest charge
   double total;       // Σ weights, unnormalised; NaN for a query that must give NaN
   double rate_total;  // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
-  int64_t used;       // charges with a weight above 0
   int64_t packed;     // kPacked, dense queries: Σ of the fixed-point weights
+  int used;           // charges with a weight above 0
 };
 
-/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or packed.
-enum class Coefficients { kWeights, kScore, kSecondMoment, kPacked };
+/// What one block found in its part of a row.
+struct RowPart {
+  double total, rate_total, trace, packed;
+  int used;
+};
 
-constexpr int kListed = 64;                    // a sparse query has at most so many charges with a weight
-constexpr double kPackedOne = 16777214.0;      // the fixed-point weight of 1: three unsigned digits of 8 bits
+/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or digits; or nothing yet, only the
+/// largest log-weight.
+enum class Coefficients { kWeights, kScore, kSecondMoment, kPacked, kLargest };
 
-/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three planes of bytes, in fixed point around
+constexpr int kListed = 64;                // a sparse query has at most so many charges with a weight
+constexpr double kPackedOne = 16777214.0;  // the fixed-point weight of 1: three unsigned digits of 8 bits
+
+/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three rows of bytes, in fixed point around
 /// the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the error of a sum has no bias.
 struct WeightDigits {
   uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
   int64_t stride;   // of a query's bytes, a multiple of 64
   int* charge;      // (batch, kListed)
   float* weight;    // (batch, kListed)
+  int* listed;      // (batch): charges that asked for a place in the list, 0 before the launch
   int* dense;       // the number of dense queries, 0 before the launch
   int* queries;     // (batch): the dense queries, in no order that matters
 };
 
 template <class T, class C>
 struct WeightCall {
-  const double* gaps;         // (splits, batch, count)
+  const double* gaps;         // (batch, count)
+  const double* least;        // (batch, groups)
   const double* projection;   // (splits, batch, count): ρ·u, moment
   const double* log_weights;  // (count) or null
   const T* x;                 // (batch, dim)
   const T* r;                 // (batch)
-  const C* charges;           // (count, dim)
-  int64_t batch, count, dim, splits;
+  const C* charges;           // (count, dim); bytes with `relative`: aligned to 16, dim a multiple of 16
+  int64_t batch, count, dim;
+  int64_t splits;             // of the projection
+  int parts;                  // blocks a row
   T divisor, offset;
   double aug_dim;
   int64_t power;
@@ -60,6 +76,9 @@ struct WeightCall {
   T* weights;       // (batch, count): w, or the moment's coefficient
   T* rates;         // (batch, count): w c; score
   RowState* state;  // (batch)
+  RowPart* part;    // (batch, parts)
+  double* largest;  // (batch, parts), where charges have weights
+  int* arrived;     // (batch), 0
   double* lse;      // (batch), or null
   T* rate;          // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
   T* trace;         // (batch), or null: Σ w c ‖ρ‖²
@@ -71,38 +90,10 @@ struct WeightShared {
   int listed[kListed], sorted[kListed];
   double squares[kListed], exponent[kListed];
   float weight[kListed];
-  int used;
-  double slots[kWeightThreads / kWarp];
-  double nearest[kWeightThreads / kWarp];
-  int64_t where[kWeightThreads / kWarp];
+  int used, begin, last;
+  double slots[kRowWarps];
+  NearestShared<kRowThreads> nearest;
 };
-
-struct Nearest {
-  double gap;
-  int64_t charge;
-};
-
-/// The smaller gap; of equal ones the lower index, so that the choice does not depend on the order of threads.
-__device__ __forceinline__ Nearest nearer(Nearest a, Nearest b) {
-  return b.gap < a.gap || (b.gap == a.gap && b.charge < a.charge) ? b : a;
-}
-
-template <int kThreads>
-__device__ __forceinline__ Nearest block_nearest(Nearest mine, double* gaps, int64_t* charges) {
-#pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-    const Nearest other{__shfl_xor_sync(kAllLanes, mine.gap, offset), __shfl_xor_sync(kAllLanes, mine.charge, offset)};
-    mine = nearer(mine, other);
-  }
-  if (threadIdx.x % kWarp == 0) {
-    gaps[threadIdx.x / kWarp] = mine.gap;
-    charges[threadIdx.x / kWarp] = mine.charge;
-  }
-  __syncthreads();
-  for (int warp = 0; warp < kThreads / kWarp; ++warp) mine = nearer(mine, {gaps[warp], charges[warp]});
-  __syncthreads();
-  return mine;
-}
 
 template <class T>
 __device__ __forceinline__ T log_one_plus(T value) {
@@ -125,9 +116,14 @@ struct WeightFunction {
     power = gaussian ? 1.0 : 0.5 * total_dim;
     inverse_base = gaussian ? 0.5 / (r * r) : 1.0 / base;
   }
+  /// Of `ratio` = gap · inverse_base.
+  template <bool kGaussian>
+  __device__ __forceinline__ T log_weight_of(T ratio) const {
+    return -static_cast<T>(power) * (kGaussian ? ratio : log_one_plus(ratio));
+  }
   __device__ __forceinline__ T log_weight(double gap) const {
     const T ratio = static_cast<T>(gap * inverse_base);
-    return -static_cast<T>(power) * (gaussian ? ratio : log_one_plus(ratio));
+    return gaussian ? log_weight_of<true>(ratio) : log_weight_of<false>(ratio);
   }
   /// A gap whose log-weight is surely below `log_weight` < 0.
   __device__ __forceinline__ double gap_of(double log_weight) const {
@@ -140,15 +136,47 @@ __device__ __forceinline__ double anchor_log_weight(double squares, double r, do
   return isinf(total_dim) ? -squares / (2 * r * r) : -0.5 * total_dim * log1p(squares / (r * r));
 }
 
-/// ‖y − x‖² by direct differences in double, by all threads of a block.
-template <int kThreads, class T, class C>
-__device__ __forceinline__ double block_distance(const C* charge, const T* x, int64_t dim, T divisor, T offset, double* slots) {
-  double squares = 0;
-  for (int64_t k = threadIdx.x; k < dim; k += kThreads) {
-    const double difference = static_cast<double>(decode(charge[k], divisor, offset)) - static_cast<double>(x[k]);
-    squares += difference * difference;
+/// An operator's result at one element. `sum` is Σ w (y − y_a)/Σ w.
+template <class T>
+__device__ __forceinline__ T field_output(FieldOp op, T x, T y, T sum, T r, T r_next) {
+  switch (op) {
+    case FieldOp::kPosteriorMean: return y + sum;
+    case FieldOp::kFieldStep: return x + (r_next - r) / r * ((x - y) - sum);
+    default: return (x - y) - sum;
   }
-  return block_reduce<kThreads>(squares, Sum{}, slots);
+}
+
+/// One thread's share of ‖y − x‖², of `threads` that each have a `rank`. Bytes are read 16 at a time.
+template <class T, class C>
+__device__ __forceinline__ double distance_share(const C* charge, const T* x, int dim, const Values<T>& values, int rank, int threads) {
+  SquaredDistance<T> sum;
+  if constexpr (sizeof(C) == 1) {
+#pragma unroll 2
+    for (int k = 16 * rank; k < dim; k += 16 * threads) {
+      const auto bytes = load<uint8_t, 16>(charge + k);
+#pragma unroll
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        constexpr int kLoad = 16 / sizeof(T) < 4 ? 16 / sizeof(T) : 4;
+#pragma unroll
+        for (int i = 0; i < 4; i += kLoad) {
+          const auto here = load<T, kLoad>(x + k + 4 * quarter + i);
+#pragma unroll
+          for (int c = 0; c < kLoad; ++c) sum.add(values(bytes.at[4 * quarter + i + c]), here.at[c]);
+        }
+      }
+    }
+  } else {
+#pragma unroll 4
+    for (int k = rank; k < dim; k += threads) sum.add(charge[k], x[k]);
+  }
+  return sum.value();
+}
+
+/// ‖y − x‖² by direct differences, by all threads of a block.
+template <int kThreads, class T, class C>
+__device__ __forceinline__ double block_distance(const C* charge, const T* x, int64_t dim, const Values<T>& values, double* slots) {
+  const double mine = distance_share(charge, x, static_cast<int>(dim), values, static_cast<int>(threadIdx.x), kThreads);
+  return block_reduce<kThreads>(mine, Sum{}, slots);
 }
 
 template <class T>
@@ -163,7 +191,7 @@ __device__ __forceinline__ double integer_power(double base, int64_t exponent) {
 }
 
 /// A number in [0, 1) that depends on nothing but a query and a charge.
-__device__ __forceinline__ float dither(int64_t row, int64_t j) {
+__device__ __forceinline__ float dither(int64_t row, int j) {
   uint32_t hash = static_cast<uint32_t>(j) * 0x9e3779b9u ^ (static_cast<uint32_t>(row) + 0x7f4a7c15u) * 0x85ebca6bu;
   hash = (hash ^ hash >> 16) * 0x7feb352du;
   hash = (hash ^ hash >> 15) * 0x846ca68bu;
@@ -176,26 +204,25 @@ struct Refined {
   double largest;         // log-weight, from which weights are measured
 };
 
-/// A sparse query's list, in the charges' order (threads appended as they came), its distances and weights by direct differences:
-/// what the products' rounding could do to near-duplicates is gone. For 1 to kListed charges.
+/// A sparse query's list, in the charges' order (blocks appended as they came), its distances and weights by direct differences:
+/// what the products' rounding could do to near-duplicates is gone. For 1 to kListed charges; a warp a charge.
 template <class T, class C>
-__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int64_t row, double r, double total_dim) {
-  const int used = shared.used, mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
+__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int used, int64_t row, double r, double total_dim) {
+  const int mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
+  int* charges = call.weight_digits.charge + row * kListed;
+  if (mine < used) shared.listed[mine] = charges[mine];
+  __syncthreads();
   if (mine < used) {
     int place = 0;
     for (int other = 0; other < used; ++other) place += shared.listed[other] < shared.listed[mine] ? 1 : 0;
     shared.sorted[place] = shared.listed[mine];
   }
   __syncthreads();
-  for (int at = mine / kWarp; at < used; at += kWeightThreads / kWarp) {
-    const C* charge = call.charges + shared.sorted[at] * call.dim;
-    const T* x = call.x + row * call.dim;
-    double squares = 0;
-    for (int64_t k = lane; k < call.dim; k += kWarp) {
-      const double difference = static_cast<double>(decode(charge[k], call.divisor, call.offset)) - static_cast<double>(x[k]);
-      squares += difference * difference;
-    }
-    squares = warp_reduce(squares, Sum{});
+  const Values<T> values(call.divisor, call.offset);
+  const T* x = call.x + row * call.dim;
+  for (int at = mine / kWarp; at < used; at += kRowWarps) {
+    const double share = distance_share(call.charges + shared.sorted[at] * call.dim, x, static_cast<int>(call.dim), values, lane, kWarp);
+    const double squares = warp_reduce(share, Sum{});
     if (lane == 0) shared.squares[at] = squares;
   }
   __syncthreads();
@@ -211,7 +238,7 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   for (int at = 1; at < used; ++at) largest = shared.exponent[at] > largest ? shared.exponent[at] : largest;
   if (mine < used) {
     shared.weight[mine] = static_cast<float>(exponential(static_cast<T>(shared.exponent[mine] - largest)));
-    call.weight_digits.charge[row * kListed + mine] = shared.sorted[mine];
+    charges[mine] = shared.sorted[mine];
     call.weight_digits.weight[row * kListed + mine] = shared.weight[mine];
   }
   __syncthreads();
@@ -219,149 +246,178 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   return {nearest, total, largest};
 }
 
-/// A dense query's place among the dense ones, and the zeros behind its packed weights.
-__device__ __forceinline__ void list_dense(const WeightDigits& weight_digits, int64_t row, int64_t count, int64_t batch) {
-  for (int64_t j = count + threadIdx.x; j < weight_digits.stride; j += kWeightThreads)
-    for (int digit = 0; digit < 3; ++digit) weight_digits.digits[(digit * batch + row) * weight_digits.stride + j] = 0;
-  if (threadIdx.x == 0) weight_digits.queries[atomicAdd(weight_digits.dense, 1)] = static_cast<int>(row);
+/// A row's parts, merged in their order.
+template <class T, class C>
+__device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int64_t row) {
+  RowPart sum{};
+  for (int p = 0; p < call.parts; ++p) {
+    const RowPart& one = call.part[row * call.parts + p];
+    sum.total += one.total;
+    sum.rate_total += one.rate_total;
+    sum.trace += one.trace;
+    sum.packed += one.packed;
+    sum.used += one.used;
+  }
+  return sum;
 }
 
+/// Blocks that shall share a multiprocessor's registers.
+template <class T, Coefficients kWanted>
+constexpr int kWeightBlocks = sizeof(T) == 8 || kWanted == Coefficients::kPacked || kWanted == Coefficients::kSecondMoment ? 2 : 3;
+
 template <class T, class C, Coefficients kWanted>
-__global__ void __launch_bounds__(kWeightThreads, 1) weight_kernel(WeightCall<T, C> call) {
+__global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
-  const int64_t row = blockIdx.x;
+  const int64_t row = blockIdx.x / call.parts;
+  const int my_part = static_cast<int>(blockIdx.x % call.parts), count = static_cast<int>(call.count);
   if (call.proven && call.proven[row]) return;
-  const int64_t stride = call.batch * call.count;
   const double* gaps = call.gaps + row * call.count;
-  T* weights = call.weights ? call.weights + row * call.count : nullptr;
-  // Visits a row's charges with their sums over the splits; kSweep loads are on their way before the first is used.
-  const auto sweep = [&](const double* from, const auto& visit) {
-    for (int64_t first = threadIdx.x; first < call.count; first += kSweep * kWeightThreads) {
-      double sum[kSweep];
-#pragma unroll
-      for (int i = 0; i < kSweep; ++i) {
-        const int64_t j = first + i * kWeightThreads;
-        sum[i] = from[j < call.count ? j : first];
-      }
-      for (int64_t s = 1; s < call.splits; ++s)
-#pragma unroll
-        for (int i = 0; i < kSweep; ++i) {
-          const int64_t j = first + i * kWeightThreads;
-          sum[i] += from[s * stride + (j < call.count ? j : first)];
-        }
-#pragma unroll
-      for (int i = 0; i < kSweep; ++i)
-        if (first + i * kWeightThreads < call.count) visit(first + i * kWeightThreads, sum[i]);
-    }
-  };
-
-  Nearest nearest{std::numeric_limits<double>::infinity(), 0};
-  sweep(gaps, [&](int64_t j, double gap) { nearest = nearer(nearest, {gap, j}); });
-  nearest = block_nearest<kWeightThreads>(nearest, shared.nearest, shared.where);
-
+  const Part part = part_of(call.count, call.parts, my_part);
+  const Nearest nearest = row_nearest<kRowThreads>(gaps, call.least + row * groups_of(call.count), count, shared.nearest);
+  const Values<T> values(call.divisor, call.offset);
   double squares = !call.relative ? nearest.gap
-                                        : block_distance<kWeightThreads>(call.charges + nearest.charge * call.dim, call.x + row * call.dim,
-                                                                         call.dim, call.divisor, call.offset, shared.slots);
+                                  : block_distance<kRowThreads>(call.charges + nearest.charge * call.dim, call.x + row * call.dim, call.dim,
+                                                                values, shared.slots);
   const double r = static_cast<double>(call.r[row]);
   const double base = squares + r * r;
   const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const bool good = r > 0 && isfinite(base) && isfinite(nearest.gap);
   const WeightFunction<T> function(base, r, total_dim);
 
-  // The largest log-weight: the anchor's, unless the charges have weights q.
-  const auto log_weight = [&](int64_t j, double gap) {  // gap ≥ 0, to the anchor
-    const double result = function.log_weight(call.gap_unit * gap);
-    return call.log_weights ? result + call.log_weights[j] : result;
-  };
-  double largest = 0;
-  if (call.log_weights) {
-    largest = -std::numeric_limits<double>::infinity();
-    sweep(gaps, [&](int64_t j, double gap) {
-      const double value = log_weight(j, gap - nearest.gap);
-      largest = value > largest ? value : largest;
-    });
-    largest = block_reduce<kWeightThreads>(largest, Maximum{}, shared.slots);
+  double largest = 0;  // log-weight: the anchor's, unless the charges have weights q
+  if (kWanted != Coefficients::kLargest && call.log_weights) {
+    largest = call.largest[row * call.parts];
+    for (int p = 1; p < call.parts; ++p) largest = Maximum{}(largest, call.largest[row * call.parts + p]);
   }
-
-  const T cut = weight_cut<T>(call.count);
-  const double gap_cut = function.gap_of(cut) / call.gap_unit;
-  double total = 0, rate_total = 0, trace = 0, used = 0, packed = 0;
-  bool listing = true;
+  const T cut = weight_cut<T>(call.count), gap_cut = static_cast<T>(function.gap_of(cut) / call.gap_unit);
+  const T to_ratio = Minimum{}(static_cast<T>(call.gap_unit * function.inverse_base), std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
+  LongSum<T> sum;
+  double rate_total = 0, trace = 0, my_largest = -std::numeric_limits<double>::infinity();
+  int64_t packed = 0;
+  int used = 0;
   if constexpr (kWanted == Coefficients::kPacked) {
     if (threadIdx.x == 0) shared.used = 0;
     __syncthreads();
   }
-  sweep(gaps, [&](int64_t j, double from_zero) {
-    const double gap = from_zero - nearest.gap;
+
+  const auto visit = [&](auto gaussian, auto weighted, int j, double from_zero) {
+    const T gap = static_cast<T>(from_zero - nearest.gap);  // ≥ 0
+    T exponent = cut - 1;
     // Without weights q the exponent falls with the gap: most charges are beyond the cut, and need no logarithm.
-    const bool beyond = !call.log_weights && gap > gap_cut;
-    const T exponent = beyond ? cut - 1 : static_cast<T>(log_weight(j, gap) - largest);
-    T weight = exponent < cut ? T(0) : exponential(exponent);
-    if (!good) weight = std::numeric_limits<T>::quiet_NaN();
-    total += weight;
-    used += weight != T(0) ? 1 : 0;
-    if constexpr (kWanted == Coefficients::kPacked) {
-      const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne), whole = floorf(product);
-      uint32_t number = j == nearest.charge || !good ? 0 : static_cast<uint32_t>(whole);
-      if (number != 0 || weight != T(0)) number += j != nearest.charge && good && product - whole > dither(row, j) ? 1 : 0;
-      packed += number;
-      uint8_t* digits = call.weight_digits.digits + row * call.weight_digits.stride + j;
-      digits[0] = static_cast<uint8_t>(number >> 16);
-      digits[call.batch * call.weight_digits.stride] = static_cast<uint8_t>(number >> 8);
-      digits[2 * call.batch * call.weight_digits.stride] = static_cast<uint8_t>(number);
-      if (weight != T(0) && listing) {
-        const int at = atomicAdd(&shared.used, 1);
-        listing = at < kListed;  // else the query is dense: this thread need not ask again
-        if (listing) {
-          shared.listed[at] = static_cast<int>(j);
+    if (decltype(weighted)::value || !(gap > gap_cut)) {
+      exponent = function.template log_weight_of<decltype(gaussian)::value>(gap * to_ratio);
+      if constexpr (decltype(weighted)::value) {
+        const double all = static_cast<double>(exponent) + call.log_weights[j];
+        my_largest = Maximum{}(my_largest, all);
+        exponent = static_cast<T>(all - largest);
+      }
+    }
+    if constexpr (kWanted != Coefficients::kLargest) {
+      T weight = exponent < cut ? T(0) : exponential(exponent);
+      if (!good) weight = std::numeric_limits<T>::quiet_NaN();
+      if (weight != T(0)) {
+        sum.add(weight);
+        ++used;
+      }
+      if constexpr (kWanted == Coefficients::kPacked) {
+        uint32_t number = 0;
+        if (weight != T(0)) {
+          const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne), whole = floorf(product);
+          if (j != nearest.charge && good) number = static_cast<uint32_t>(whole) + (product - whole > dither(row, j) ? 1 : 0);
+          const int at = used <= kListed + 1 ? atomicAdd(&shared.used, 1) : kListed;  // else the query is dense anyhow
+          if (at < kListed) shared.listed[at] = j;
+        }
+        packed += number;
+        uint8_t* digits = call.weight_digits.digits + row * call.weight_digits.stride + j;
+        const int64_t digit_pitch = call.batch * call.weight_digits.stride;
+        digits[0] = static_cast<uint8_t>(number >> 16);
+        digits[digit_pitch] = static_cast<uint8_t>(number >> 8);
+        digits[2 * digit_pitch] = static_cast<uint8_t>(number);
+      } else if constexpr (kWanted != Coefficients::kWeights) {
+        const double farther = call.gap_unit * static_cast<double>(gap);
+        const double rate = decltype(gaussian)::value ? 1.0 / (r * r) : total_dim / (base + farther);
+        if constexpr (kWanted == Coefficients::kScore) {
+          const double coefficient = weight * rate;
+          call.rates[row * call.count + j] = static_cast<T>(coefficient);
+          rate_total += coefficient;
+          trace += coefficient * (squares + farther);
+        } else {
+          double along = 0;
+          for (int64_t s = 0; s < call.splits; ++s) along += call.projection[(s * call.batch + row) * call.count + j];
+          const double coefficient = weight == T(0) ? 0 : weight * integer_power(rate, call.power) * along;
+          weight = static_cast<T>(coefficient);
+          rate_total += coefficient;
         }
       }
+      if (kWanted != Coefficients::kPacked && call.weights) call.weights[row * call.count + j] = weight;
+    }
+  };
+  // kSweep loads of a thread are on their way before the first is used.
+  const auto sweep = [&](auto gaussian, auto weighted) {
+    for (int first = part.begin + static_cast<int>(threadIdx.x); first < part.end; first += kSweep * kRowThreads) {
+      double gap[kSweep];
+#pragma unroll
+      for (int i = 0; i < kSweep; ++i) gap[i] = gaps[first + i * kRowThreads < part.end ? first + i * kRowThreads : first];
+#pragma unroll
+      for (int i = 0; i < kSweep; ++i)
+        if (first + i * kRowThreads < part.end) visit(gaussian, weighted, first + i * kRowThreads, gap[i]);
+    }
+  };
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (kWanted == Coefficients::kLargest || call.log_weights) function.gaussian ? sweep(Yes{}, Yes{}) : sweep(No{}, Yes{});
+  else function.gaussian ? sweep(Yes{}, No{}) : sweep(No{}, No{});
+
+  if constexpr (kWanted == Coefficients::kLargest) {
+    my_largest = block_reduce<kRowThreads>(my_largest, Maximum{}, shared.slots);
+    if (threadIdx.x == 0) call.largest[row * call.parts + my_part] = my_largest;
+  } else {
+    RowPart mine{};
+    mine.total = block_reduce<kRowThreads>(sum.value(), Sum{}, shared.slots);
+    mine.used = static_cast<int>(block_reduce<kRowThreads>(static_cast<double>(used), Sum{}, shared.slots));
+    if constexpr (kWanted == Coefficients::kPacked) {
+      mine.packed = block_reduce<kRowThreads>(static_cast<double>(packed), Sum{}, shared.slots);  // whole numbers below 2^53: exact
+      if (my_part == call.parts - 1)
+        for (int64_t j = count + threadIdx.x; j < call.weight_digits.stride; j += kRowThreads)
+          for (int digit = 0; digit < 3; ++digit) call.weight_digits.digits[(digit * call.batch + row) * call.weight_digits.stride + j] = 0;
+      const int found = shared.used < kListed ? shared.used : kListed;
+      if (threadIdx.x == 0) shared.begin = atomicAdd(call.weight_digits.listed + row, found);
+      __syncthreads();
+      const int place = shared.begin + static_cast<int>(threadIdx.x);
+      if (static_cast<int>(threadIdx.x) < found && place < kListed) call.weight_digits.charge[row * kListed + place] = shared.listed[threadIdx.x];
     } else if constexpr (kWanted != Coefficients::kWeights) {
-      const double farther = call.gap_unit * gap;
-      const double rate = function.gaussian ? 1.0 / (r * r) : total_dim / (base + farther);
-      if constexpr (kWanted == Coefficients::kScore) {
-        const double coefficient = weight * rate;
-        call.rates[row * call.count + j] = static_cast<T>(coefficient);
-        rate_total += coefficient;
-        trace += coefficient * (squares + farther);
+      mine.rate_total = block_reduce<kRowThreads>(rate_total, Sum{}, shared.slots);
+      mine.trace = block_reduce<kRowThreads>(trace, Sum{}, shared.slots);
+    }
+    if (threadIdx.x == 0) call.part[row * call.parts + my_part] = mine;
+    if (!last_block(call.arrived + row, call.parts, shared.last)) return;
+    __syncthreads();
+
+    RowPart all = call.parts == 1 ? mine : merge_parts(call, row);
+    if constexpr (kWanted == Coefficients::kPacked) {
+      if (all.used > kListed) {
+        if (threadIdx.x == 0) call.weight_digits.queries[atomicAdd(call.weight_digits.dense, 1)] = static_cast<int>(row);
       } else {
-        double along = 0;
-        for (int64_t s = 0; s < call.splits; ++s) along += call.projection[s * stride + row * call.count + j];
-        const double coefficient = weight == T(0) ? 0 : weight * integer_power(rate, call.power) * along;
-        weight = static_cast<T>(coefficient);
-        rate_total += coefficient;
+        const Refined refined = refine_list(call, shared, all.used, row, r, total_dim);
+        squares = refined.squares;
+        largest = refined.largest;
+        all.total = good ? refined.total : all.total;
       }
     }
-    if (weights) weights[j] = weight;
-  });
-  total = block_reduce<kWeightThreads>(total, Sum{}, shared.slots);
-  used = block_reduce<kWeightThreads>(used, Sum{}, shared.slots);
-  if constexpr (kWanted == Coefficients::kPacked) {
-    packed = block_reduce<kWeightThreads>(packed, Sum{}, shared.slots);  // whole numbers below 2^53: exact
-    if (shared.used > kListed) {  // exact up to kListed; where it is more, it says only that
-      list_dense(call.weight_digits, row, call.count, call.batch);
-    } else {
-      const Refined refined = refine_list(call, shared, row, r, total_dim);
-      squares = refined.squares;
-      largest = refined.largest;
-      total = good ? refined.total : total;
-    }
-  } else if constexpr (kWanted != Coefficients::kWeights) {
-    rate_total = block_reduce<kWeightThreads>(rate_total, Sum{}, shared.slots);
-    trace = block_reduce<kWeightThreads>(trace, Sum{}, shared.slots);
-  }
-  if (threadIdx.x != 0) return;
-  call.state[row] = {nearest.charge, total, rate_total, static_cast<int64_t>(used), static_cast<int64_t>(packed)};
-  if (call.rate) call.rate[row] = static_cast<T>(rate_total / total);
-  if (call.trace) call.trace[row] = static_cast<T>(trace / total);
-  if (call.lse) {
-    call.lse[row] = good ? largest + log(total) + anchor_log_weight(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
+    if (threadIdx.x != 0) return;
+    call.state[row] = {nearest.charge, all.total, all.rate_total, static_cast<int64_t>(all.packed), all.used};
+    if (call.rate) call.rate[row] = static_cast<T>(all.rate_total / all.total);
+    if (call.trace) call.trace[row] = static_cast<T>(all.trace / all.total);
+    if (call.lse)
+      call.lse[row] = good ? largest + log(all.total) + anchor_log_weight(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
 template <Coefficients kWanted, class T, class C>
 void launch_weights(const WeightCall<T, C>& call, Stream stream) {
-  launch<weight_kernel<T, C, kWanted>>(call.batch, kWeightThreads, sizeof(WeightShared), stream, call);
+  if (call.log_weights)
+    launch<weight_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream, call);
+  launch<weight_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream, call);
 }
 
 }  // namespace pfgm
