@@ -1,5 +1,6 @@
-// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, weights (packed), spread. Five to seven launches, none of
-// which waits for the host; what a query needs, of digits and of the second product, is decided on the device.
+// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, weights (packed), spread.
+// Five to seven launches, none of which waits for the host; what a query needs, of digits and of the second
+// product, is decided on the device.
 #include "differences.h"
 #include "field.h"
 #include "kernels/distance_gemm.cuh"
@@ -15,14 +16,17 @@ using Weights = WeightCall<float, uint8_t>;
 using Digits = DigitCall<float>;
 
 /// One digit for all queries, the others for those that it does not prove to see one charge.
-void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights, Bounds* bounds, int* proven,
-                      int* open) {
+void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights,
+                      Bounds* bounds, int* proven, int* open) {
   if (hopper_asked()) launch_distance_gemm_hopper(gemm, call.stream);
   else if (gemm.batch > FirstTile::kQueries) launch_distance_gemm<FirstWideTile>(gemm, call.stream);
   else launch_distance_gemm<FirstTile>(gemm, call.stream);
-  launch_screen(ScreenCall{gemm.leading, digits.scale, digits.residual, digits.norms, weights.x, weights.r, weights.charges,
-                           gemm.batch, gemm.count, gemm.dim, weights.parts, weights.divisor, weights.offset, call.divisor, call.aug_dim,
-                           weights.weight_digits, weights.state, bounds, weights.arrived, weights.lse, proven, open, digits.counters + 1},
+  launch_screen(ScreenCall{gemm.leading,   digits.scale, digits.residual,    digits.norms,
+                           weights.x,      weights.r,    weights.charges,    gemm.batch,
+                           gemm.count,     gemm.dim,     weights.parts,      weights.divisor,
+                           weights.offset, call.divisor, call.aug_dim,       weights.weight_digits,
+                           weights.state,  bounds,       weights.arrived,    weights.lse,
+                           proven,         open,         digits.counters + 1},
                 call.stream);
   gemm.open = open;
   gemm.open_count = digits.counters + 1;
@@ -53,14 +57,16 @@ int64_t splits_of(Tile tile, const FieldCall& call) {
 
 bool bytes_serves(const FieldCall& call) {
   const bool aligned = call.dim % 16 == 0 && reinterpret_cast<uintptr_t>(call.charges) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(call.x) % 16 == 0 && reinterpret_cast<uintptr_t>(call.out) % 16 == 0;
-  return call.bytes && !call.is_double && call.center && call.sq_norms && call.op != FieldOp::kSecondMoment && aligned &&
-         call.dim >= 64 && call.count < (int64_t{1} << 31);
+                       reinterpret_cast<uintptr_t>(call.x) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(call.out) % 16 == 0;
+  return call.bytes && !call.is_double && call.center && call.sq_norms && call.op != FieldOp::kSecondMoment &&
+         aligned && call.dim >= 64 && call.count < (int64_t{1} << 31);
 }
 
 void run_bytes(const FieldCall& call, Arena& arena) {
   const int64_t B = call.batch, M = call.count, N = call.dim;
-  const bool sums = call.op != FieldOp::kLogDensity, score = call.op == FieldOp::kScore, packed = sums && !score;
+  const bool sums = call.op != FieldOp::kLogDensity, score = call.op == FieldOp::kScore,
+             packed = sums && !score;
   const Tile tile = tile_of(call);
 
   Digits digits{};
@@ -110,8 +116,13 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   WeightedSumCall sum{weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N)};
   if (packed) {
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
-    sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride), stride, arena.take<int>(B * kListed), arena.take<float>(B * kListed),
-                                 digits.listed, digits.counters, arena.take<int>(B)};
+    sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride),
+                                                 stride,
+                                                 arena.take<int>(B * kListed),
+                                                 arena.take<float>(B * kListed),
+                                                 digits.listed,
+                                                 digits.counters,
+                                                 arena.take<int>(B)};
     sum.partial = arena.take<int64_t>(sum.splits * B * N);
   }
   const auto differences = take_differences<float>(call, arena, sums && !packed);
@@ -131,10 +142,11 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   if (!packed) return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
   launch_weights<Coefficients::kPacked>(weights, call.stream);
   launch_weighted_sum(sum, call.stream);
-  launch_byte_finish(ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,
-                                    weights.state, weights.weight_digits, sum.partial, B, N, sum.splits, weights.divisor, weights.offset,
-                                    static_cast<float*>(call.out)},
-                     call.stream);
+  launch_byte_finish(
+      ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,
+                     weights.state, weights.weight_digits, sum.partial, B, N, sum.splits, weights.divisor,
+                     weights.offset, static_cast<float*>(call.out)},
+      call.stream);
 }
 
 }  // namespace pfgm

@@ -1,9 +1,11 @@
-// The device layer: what a kernel may use. Under nvcc it is CUDA; under a host compiler it is tests/cuda_host/emulator.h, where every
-// thread of a block really runs, so that the same kernel source can be executed on a machine without a GPU.
+// The device layer: what a kernel may use. Under nvcc it is CUDA; under a host compiler it is
+// tests/cuda_host/emulator.h, where every thread of a block really runs, so that the same kernel source can
+// be executed on a machine without a GPU.
 //
-// Kernels live in .cuh headers, take raw pointers, and use only the names below besides plain arithmetic, threadIdx,
-// blockIdx, blockDim, gridDim, __syncthreads and the __shfl/__ballot intrinsics. Shared memory is one struct a kernel,
-// `Shared`, always dynamic: `launch` is told its size, and the emulator poisons it before each block.
+// Kernels live in .cuh headers, take raw pointers, and use only the names below besides plain arithmetic,
+// threadIdx, blockIdx, blockDim, gridDim, __syncthreads and the __shfl/__ballot intrinsics. Shared memory is
+// one struct a kernel, `Shared`, always dynamic: `launch` is told its size, and the emulator poisons it
+// before each block.
 #pragma once
 
 #include <atomic>
@@ -26,7 +28,8 @@ namespace pfgm {
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kWarp = 32;
 
-// ---- launching ---------------------------------------------------------------------------------------------------------
+// ---- launching
+// ---------------------------------------------------------------------------------------------------------
 
 using Stream = cudaStream_t;
 
@@ -59,13 +62,14 @@ void allow_shared_memory(size_t bytes) {
   static std::atomic<size_t> allowed[kDevices];
   const int device = current_device();
   if (device < kDevices && allowed[device].load(std::memory_order_relaxed) >= bytes) return;
-  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), "shared memory");
+  check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        "shared memory");
   if (device < kDevices) allowed[device].store(bytes, std::memory_order_relaxed);
 }
 
 template <class... Parameters, class... Arguments>
-void launch_as(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared, Stream stream,
-               Arguments... arguments) {
+void launch_as(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared,
+               Stream stream, Arguments... arguments) {
 #if defined(__CUDACC__)
   (void)name;
   kernel<<<static_cast<unsigned>(blocks), threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
@@ -75,7 +79,8 @@ void launch_as(void (*kernel)(Parameters...), const char* name, int64_t blocks, 
 #endif
 }
 
-/// Run kKernel on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Never synchronises.
+/// Run kKernel on `blocks` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Never
+/// synchronises.
 template <auto kKernel, class... Arguments>
 void launch(int64_t blocks, int threads, size_t shared, Stream stream, Arguments... arguments) {
   if (blocks == 0) return;
@@ -105,7 +110,8 @@ __host__ __device__ constexpr Integer ceil_div(Integer a, Integer b) {
   return (a + b - 1) / b;
 }
 
-// ---- number types ------------------------------------------------------------------------------------------------------
+// ---- number types
+// ------------------------------------------------------------------------------------------------------
 
 #if defined(__CUDACC__)
 using BFloat16 = __nv_bfloat16;
@@ -155,9 +161,9 @@ T reciprocal(T a) {
 }
 #endif
 
-/// What an element of a charge is worth: a byte `byte / divisor + offset` with two roundings, as PyTorch's CPU has it; a number itself.
-/// One division a thread: with the correctly rounded reciprocal, quotient and remainder by fused multiply-adds give the correctly
-/// rounded quotient (Markstein 1990).
+/// What an element of a charge is worth: a byte `byte / divisor + offset` with two roundings, as PyTorch's
+/// CPU has it; a number itself. One division a thread: with the correctly rounded reciprocal, quotient and
+/// remainder by fused multiply-adds give the correctly rounded quotient (Markstein 1990).
 template <class T>
 struct Values {
   T divisor, offset, inverse;
@@ -170,17 +176,20 @@ struct Values {
   __device__ __forceinline__ T operator()(T value) const { return value; }
 };
 
-// ---- reductions --------------------------------------------------------------------------------------------------------
+// ---- reductions
+// --------------------------------------------------------------------------------------------------------
 
 /// The reduction of all lanes' values, in every lane; the order of operations is fixed.
 template <class T, class Operation>
 __device__ __forceinline__ T warp_reduce(T value, Operation operation) {
 #pragma unroll
-  for (int offset = kWarp / 2; offset > 0; offset /= 2) value = operation(value, __shfl_xor_sync(kAllLanes, value, offset));
+  for (int offset = kWarp / 2; offset > 0; offset /= 2)
+    value = operation(value, __shfl_xor_sync(kAllLanes, value, offset));
   return value;
 }
 
-/// The reduction of all threads' values, in every thread. `slots` holds one value a warp; it may be reused at once.
+/// The reduction of all threads' values, in every thread. `slots` holds one value a warp; it may be reused at
+/// once.
 template <int kThreads, class T, class Operation>
 __device__ __forceinline__ T block_reduce(T value, Operation operation, T* slots) {
   static_assert(kThreads % kWarp == 0);
@@ -193,8 +202,8 @@ __device__ __forceinline__ T block_reduce(T value, Operation operation, T* slots
   return total;
 }
 
-/// Whether the calling block is the last of `blocks` that come here; what the others wrote before is then visible to it. The counter
-/// is 0 again afterwards. `flag` lies in shared memory.
+/// Whether the calling block is the last of `blocks` that come here; what the others wrote before is then
+/// visible to it. The counter is 0 again afterwards. `flag` lies in shared memory.
 __device__ __forceinline__ bool last_block(int* arrived, int blocks, int& flag) {
   if (blocks == 1) return true;
   __threadfence();
@@ -222,7 +231,8 @@ struct Maximum {
   }
 };
 
-/// A running sum of T: float carries its rounding errors in a second float (Knuth's exact addition), double does not need it.
+/// A running sum of T: float carries its rounding errors in a second float (Knuth's exact addition), double
+/// does not need it.
 template <class T>
 struct LongSum {
   T high = 0, low = 0;
@@ -235,10 +245,13 @@ struct LongSum {
       high += value;
     }
   }
-  __device__ __forceinline__ double value() const { return static_cast<double>(high) + static_cast<double>(low); }
+  __device__ __forceinline__ double value() const {
+    return static_cast<double>(high) + static_cast<double>(low);
+  }
 };
 
-/// Σ (y − x)²: float keeps the error of each difference, square and sum in a second float; double does not need it.
+/// Σ (y − x)²: float keeps the error of each difference, square and sum in a second float; double does not
+/// need it.
 template <class T>
 struct SquaredDistance {
   LongSum<T> sum;

@@ -16,7 +16,8 @@ Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums) 
   if (!sums) return result;
   const bool score = call.op == FieldOp::kScore;
   result.sets = score ? 2 : 1;
-  result.splits = weighted_difference_splits(B, M, N, score ? WeightedDifferenceShared<T, 2>::kRows : WeightedDifferenceShared<T, 1>::kRows);
+  result.splits = weighted_difference_splits(
+      B, M, N, score ? WeightedDifferenceShared<T, 2>::kRows : WeightedDifferenceShared<T, 1>::kRows);
   result.weights = arena.take<T>(B * M);
   result.rates = score ? arena.take<T>(B * M) : nullptr;
   result.partial = arena.take<T>(result.splits * result.sets * B * N);
@@ -36,18 +37,28 @@ void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights, cons
   weights.rate = static_cast<T*>(call.rate);
   weights.trace = static_cast<T*>(call.trace);
   if (score) launch_weights<Coefficients::kScore>(weights, call.stream);
-  else if (call.op == FieldOp::kSecondMoment) launch_weights<Coefficients::kSecondMoment>(weights, call.stream);
+  else if (call.op == FieldOp::kSecondMoment)
+    launch_weights<Coefficients::kSecondMoment>(weights, call.stream);
   else launch_weights<Coefficients::kWeights>(weights, call.stream);
   if (memory.sets == 0) return;
 
-  const WeightedDifferenceCall<T, C> difference{{weights.weights, weights.rates}, weights.charges, weights.state, memory.partial, B, M, N,
-                                                memory.splits, weights.divisor, weights.offset};
+  const WeightedDifferenceCall<T, C> difference{{weights.weights, weights.rates},
+                                                weights.charges,
+                                                weights.state,
+                                                memory.partial,
+                                                B,
+                                                M,
+                                                N,
+                                                memory.splits,
+                                                weights.divisor,
+                                                weights.offset};
   if (score) launch_weighted_difference<2>(difference, call.stream);
   else launch_weighted_difference<1>(difference, call.stream);
-  launch_finish(FinishCall<T, C>{call.op, weights.x, weights.r, static_cast<const T*>(call.r_next), weights.charges, weights.state,
-                                 memory.partial, B, N, memory.splits, memory.sets, weights.divisor, weights.offset,
-                                 static_cast<T*>(call.out), static_cast<T*>(call.gradient)},
-                call.stream);
+  launch_finish(
+      FinishCall<T, C>{call.op, weights.x, weights.r, static_cast<const T*>(call.r_next), weights.charges,
+                       weights.state, memory.partial, B, N, memory.splits, memory.sets, weights.divisor,
+                       weights.offset, static_cast<T*>(call.out), static_cast<T*>(call.gradient)},
+      call.stream);
 }
 
 template Differences<float> take_differences(const FieldCall&, Arena&, bool);
@@ -55,6 +66,7 @@ template Differences<double> take_differences(const FieldCall&, Arena&, bool);
 template void finish_by_differences(const FieldCall&, WeightCall<float, float>, const Differences<float>&);
 template void finish_by_differences(const FieldCall&, WeightCall<float, uint8_t>, const Differences<float>&);
 template void finish_by_differences(const FieldCall&, WeightCall<double, double>, const Differences<double>&);
-template void finish_by_differences(const FieldCall&, WeightCall<double, uint8_t>, const Differences<double>&);
+template void finish_by_differences(const FieldCall&, WeightCall<double, uint8_t>,
+                                    const Differences<double>&);
 
 }  // namespace pfgm

@@ -1,4 +1,5 @@
-// From gaps to a field operator's outputs by differences around the anchor: the second half of every way that does not pack its weights.
+// From gaps to a field operator's outputs by differences around the anchor: the second half of every way that
+// does not pack its weights.
 #pragma once
 
 #include "field.h"
@@ -30,14 +31,14 @@ WeightCall<T, C> weights_of(const FieldCall& call) {
 /// What the second half needs of the arena; without sums (no output but lse) only the rows' state.
 template <class T>
 struct Differences {
-  RowState* state;  // (batch)
-  int parts;        // blocks a row
-  RowPart* part;    // (batch, parts)
-  double* largest;  // (batch, parts), where charges have weights
+  RowState* state;       // (batch)
+  int parts;             // blocks a row
+  RowPart* part;         // (batch, parts)
+  double* largest;       // (batch, parts), where charges have weights
   int64_t sets, splits;  // 1, or 2 sets of coefficients (score); splits of the charges
-  T* weights;       // (batch, count)
-  T* rates;         // (batch, count): score
-  T* partial;       // (splits, sets, batch, dim)
+  T* weights;            // (batch, count)
+  T* rates;              // (batch, count): score
+  T* partial;            // (splits, sets, batch, dim)
 };
 template <class T>
 Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums);

@@ -1,4 +1,5 @@
-// The path that serves every call: direct differences, weights, sum of differences (kernels/direct_distances, weights, difference).
+// The path that serves every call: direct differences, weights, sum of differences (kernels/direct_distances,
+// weights, difference).
 #include "differences.h"
 #include "field.h"
 #include "kernels/direct_distances.cuh"
@@ -29,7 +30,8 @@ void run(const FieldCall& call, Arena& arena) {
   if (arena.measures()) return;
 
   launch_distances<false>(distances, call.stream);
-  if (weights.splits > 1) launch_merge_gaps({distances.gaps, distances.least, B, M, weights.splits}, call.stream);
+  if (weights.splits > 1)
+    launch_merge_gaps({distances.gaps, distances.least, B, M, weights.splits}, call.stream);
   weights.gaps = distances.gaps;
   weights.least = distances.least;
   weights.arrived = distances.arrived;

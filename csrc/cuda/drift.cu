@@ -9,8 +9,10 @@ Tensor drift(const Tensor& vx, const Tensor& vz, const Tensor& z, double gamma, 
   const auto sizes = vx.sizes();
   Tensor out = new_tensor(vx, {sizes.begin(), sizes.end()}, z.scalar_type());
   run_step(
-      [&]<class T>(T) { return DriftRule<T>{per_row(vz), per_row(z), static_cast<T>(gamma), static_cast<T>(z_exp)}; }, nullptr,
-      vx, nullptr, out);
+      [&]<class T>(T) {
+        return DriftRule<T>{per_row(vz), per_row(z), static_cast<T>(gamma), static_cast<T>(z_exp)};
+      },
+      nullptr, vx, nullptr, out);
   return out;
 }
 

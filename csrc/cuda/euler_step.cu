@@ -4,25 +4,26 @@
 namespace pfgm {
 namespace {
 
-void into(const Tensor& out, const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
-          double gamma, double z_exp) {
+void into(const Tensor& out, const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z,
+          const Tensor& z_next, double gamma, double z_exp) {
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
   run_step(
       [&]<class T>(T) {
-        return EulerRule<T>{per_row(vz), per_row(z), per_row(z_next), static_cast<T>(gamma), static_cast<T>(z_exp)};
+        return EulerRule<T>{per_row(vz), per_row(z), per_row(z_next), static_cast<T>(gamma),
+                            static_cast<T>(z_exp)};
       },
       &x, vx, nullptr, out);
 }
 
-Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
-                  double z_exp) {
+Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
+                  double gamma, double z_exp) {
   Tensor out = new_like(x);
   into(out, x, vx, vz, z, z_next, gamma, z_exp);
   return out;
 }
 
-void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next, double gamma,
-                    double z_exp, const Tensor& out) {
+void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z,
+                    const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
   into(out, x, vx, vz, z, z_next, gamma, z_exp);
 }
 

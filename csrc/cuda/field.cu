@@ -6,11 +6,16 @@
 namespace pfgm {
 namespace {
 
-constexpr int64_t kScratch = int64_t{1} << 30;  // bytes that a call takes at most, unless one query alone needs more
-constexpr int64_t kWholeTiles = 128;            // queries of a part are a multiple of this where so many fit
+constexpr int64_t kScratch = int64_t{1}
+                             << 30;   // bytes that a call takes at most, unless one query alone needs more
+constexpr int64_t kWholeTiles = 128;  // queries of a part are a multiple of this where so many fit
 
-const void* shifted(const void* pointer, int64_t bytes) { return pointer ? static_cast<const char*>(pointer) + bytes : nullptr; }
-void* shifted(void* pointer, int64_t bytes) { return pointer ? static_cast<char*>(pointer) + bytes : nullptr; }
+const void* shifted(const void* pointer, int64_t bytes) {
+  return pointer ? static_cast<const char*>(pointer) + bytes : nullptr;
+}
+void* shifted(void* pointer, int64_t bytes) {
+  return pointer ? static_cast<char*>(pointer) + bytes : nullptr;
+}
 
 void run_part(const FieldCall& part, Arena& arena) {
   if (bytes_serves(part)) run_bytes(part, arena);
@@ -28,7 +33,9 @@ int64_t scratch_of(const FieldCall& part) {
 int64_t queries_at_a_time(const FieldCall& call) {
   int64_t queries = call.batch;
   for (int64_t bytes; queries > 1 && (bytes = scratch_of(call.rows(0, queries))) > kScratch;) {
-    const int64_t fewer = std::min(queries - 1, static_cast<int64_t>(static_cast<double>(kScratch) / static_cast<double>(bytes) * static_cast<double>(queries)));
+    const int64_t fewer = std::min(
+        queries - 1, static_cast<int64_t>(static_cast<double>(kScratch) / static_cast<double>(bytes) *
+                                          static_cast<double>(queries)));
     queries = fewer > kWholeTiles ? fewer / kWholeTiles * kWholeTiles : std::max<int64_t>(1, fewer);
   }
   return queries;
@@ -57,8 +64,10 @@ void run_field(const FieldCall& call) {
   if (small_n_serves(call)) return run_small_n(call);
   if (call.count >= int64_t{1} << 31) throw std::runtime_error("pfgm_fast CUDA: more than 2^31 charges");
   const int64_t queries = queries_at_a_time(call), last = call.batch % queries;
-  const int64_t bytes = std::max(scratch_of(call.rows(0, queries)), last == 0 ? 0 : scratch_of(call.rows(0, last)));
-  const std::shared_ptr<void> memory = call.scratch(bytes);  // every part's in turn: the stream keeps their order
+  const int64_t bytes =
+      std::max(scratch_of(call.rows(0, queries)), last == 0 ? 0 : scratch_of(call.rows(0, last)));
+  const std::shared_ptr<void> memory =
+      call.scratch(bytes);  // every part's in turn: the stream keeps their order
   for (int64_t first = 0; first < call.batch; first += queries) {
     Arena arena(memory.get(), bytes);
     run_part(call.rows(first, std::min(queries, call.batch - first)), arena);

@@ -1,38 +1,16 @@
-// One call of a field operator as raw pointers, and the four paths that serve it. docs/architecture.md has the contract,
-// docs/cuda.md the choice between the paths.
+// One call of a field operator as raw pointers, and the four paths that serve it. docs/architecture.md has
+// the contract, docs/cuda.md the choice between the paths.
 #pragma once
 
 #include <functional>
 #include <memory>
 
+#include "../common/field_arguments.h"
 #include "device.h"
 
 namespace pfgm {
 
-/// What a call wants to know; the outputs that it does not name are null.
-enum class FieldOp { kPosteriorMean, kPoissonField, kScore, kLogDensity, kSecondMoment, kFieldStep };
-
-/// T is x's dtype; charges are of T or bytes.
-struct FieldCall {
-  FieldOp op;
-  bool is_double;  // T
-  bool bytes;      // charges
-  int64_t batch, count, dim;
-  const void* x;              // (B, N) T
-  const void* r;              // (B,) T
-  const void* charges;        // (M, N) T or uint8
-  const double* log_weights;  // (M,) or null
-  const void* center;         // (N,) T or null
-  const double* sq_norms;     // (M,) around center, or null
-  double divisor, offset, aug_dim;
-  const void* u = nullptr;       // moment: (B, N) T
-  int64_t power = 0;             // moment
-  const void* r_next = nullptr;  // step: (B,) T
-  void* out = nullptr;        // (B, N) T: mean, x − m, the step's result, or the moment
-  void* gradient = nullptr;      // (B, N) T: score's g
-  void* rate = nullptr;          // (B,) T: score's s, the moment's projection
-  void* trace = nullptr;         // (B,) T: score's t
-  double* lse = nullptr;         // (B,)
+struct FieldCall : FieldArguments {
   Stream stream;
   std::function<std::shared_ptr<void>(int64_t)> scratch;  // bytes → memory
 
@@ -40,8 +18,8 @@ struct FieldCall {
   FieldCall rows(int64_t first, int64_t count) const;
 };
 
-/// Scratch memory of one part of a call, in one block. A path takes all that it needs before it launches anything: once without
-/// memory, to learn how much that is (and launches nothing), then with it.
+/// Scratch memory of one part of a call, in one block. A path takes all that it needs before it launches
+/// anything: once without memory, to learn how much that is (and launches nothing), then with it.
 class Arena {
  public:
   Arena() = default;

@@ -1,8 +1,9 @@
-// Float charges of large N on integer tensor cores: kernels/distance_gemm and refine, then as the direct way. For many queries: a
-// charge's digits are written anew in each call, which only then costs little beside the products.
+// Float charges of large N on integer tensor cores: kernels/distance_gemm and refine, then as the direct way.
+// For many queries: a charge's digits are written anew in each call, which only then costs little beside the
+// products.
 #include "differences.h"
-#include "kernels/refine.cuh"
 #include "kernels/distance_gemm.cuh"
+#include "kernels/refine.cuh"
 
 namespace pfgm {
 namespace {
@@ -16,9 +17,9 @@ constexpr int64_t kDigitBytes = int64_t{1} << 16;  // tests are small, and shall
 }  // namespace
 
 bool floats_serves(const FieldCall& call) {
-  return !call.bytes && !call.is_double && call.center && call.sq_norms && !call.log_weights && call.op != FieldOp::kSecondMoment &&
-         call.batch > 64 && call.dim >= 64 && call.dim <= kLongestSum && call.count < (int64_t{1} << 31) &&
-         gemm_tiles<WideTile>(call.batch, call.count) >= multiprocessors();
+  return !call.bytes && !call.is_double && call.center && call.sq_norms && !call.log_weights &&
+         call.op != FieldOp::kSecondMoment && call.batch > 64 && call.dim >= 64 && call.dim <= kLongestSum &&
+         call.count < (int64_t{1} << 31) && gemm_tiles<WideTile>(call.batch, call.count) >= multiprocessors();
 }
 
 void run_floats(const FieldCall& call, Arena& arena) {
@@ -51,8 +52,10 @@ void run_floats(const FieldCall& call, Arena& arena) {
   launch_split_digits(digits, call.stream);
   for (int64_t first = 0; first < M; first += rows) {
     const int64_t count = M - first < rows ? M - first : rows;
-    launch<split_charge_digits_kernel<float>>(count, kDigitThreads, sizeof(DigitShared), call.stream,
-           ChargeDigitCall<float>{weights.charges + first * N, center, count, N, stride, charge_digits, charge_scale + first});
+    launch<split_charge_digits_kernel<float>>(
+        count, kDigitThreads, sizeof(DigitShared), call.stream,
+        ChargeDigitCall<float>{weights.charges + first * N, center, count, N, stride, charge_digits,
+                               charge_scale + first});
     DistanceGemmCall gemm{};
     gemm.digits = digits.digits;
     gemm.scale = digits.scale;
@@ -77,7 +80,8 @@ void run_floats(const FieldCall& call, Arena& arena) {
     launch_distance_gemm<OneDigitTile>(next(2), call.stream);
   }
   launch<refine_kernel>(B, kRefineThreads, sizeof(RefineShared), call.stream,
-         RefineCall{gaps, least, digits.scale, digits.norm, charge_scale, call.sq_norms, weights.x, weights.r, weights.charges, B, M, N, call.aug_dim});
+                        RefineCall{gaps, least, digits.scale, digits.norm, charge_scale, call.sq_norms,
+                                   weights.x, weights.r, weights.charges, B, M, N, call.aug_dim});
   weights.gaps = gaps;
   weights.least = least;
   weights.arrived = digits.arrived;

@@ -10,18 +10,19 @@ Tensor converted(const Tensor& from, const Tensor& like) {
   return result;
 }
 
-Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next, const Tensor& vz_next,
-                 const Tensor& z, const Tensor& z_next, double gamma, double z_exp) {
+Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next,
+                 const Tensor& vz_next, const Tensor& z, const Tensor& z_next, double gamma, double z_exp) {
   require_rows(vz, vx, "v_z must be (B,) and contiguous");
   require_rows(vz_next, vx, "v_z at z' must be (B,) and contiguous");
   Tensor out = new_like(x);
-  // One kernel reads both networks' outputs: they come from one network, so they have one dtype; where not, x's is taken.
+  // One kernel reads both networks' outputs: they come from one network, so they have one dtype; where not,
+  // x's is taken.
   const bool same = vx.scalar_type() == vx_next.scalar_type();
   const Tensor first = same ? vx : converted(vx, x), second = same ? vx_next : converted(vx_next, x);
   run_step(
       [&]<class T>(T) {
-        return HeunRule<T>{per_row(vz),      per_row(z), per_row(z_next), per_row(vz_next), static_cast<T>(gamma),
-                           static_cast<T>(z_exp)};
+        return HeunRule<T>{per_row(vz),           per_row(z),           per_row(z_next), per_row(vz_next),
+                           static_cast<T>(gamma), static_cast<T>(z_exp)};
       },
       &x, first, &second, out);
   return out;

@@ -1,5 +1,5 @@
-// The Python module pfgm_fast._C_cuda: importing it loads the library, and with it registers the operators of the namespace
-// pfgm_fast_cuda. It holds two strings that say how it was built.
+// The Python module pfgm_fast._C_cuda: importing it loads the library, and with it registers the operators of
+// the namespace pfgm_fast_cuda. It holds two strings that say how it was built.
 #include <Python.h>
 
 #ifndef PFGM_FAST_NVCC
@@ -15,7 +15,15 @@
 #endif
 
 namespace {
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C_cuda", "The CUDA backend of pfgm_fast.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "_C_cuda",
+                          "The CUDA backend of pfgm_fast.",
+                          -1,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 }
 
 PyMODINIT_FUNC PyInit__C_cuda() {

@@ -12,8 +12,8 @@ std::tuple<Tensor, Tensor> normalize_field(const Tensor& field, const Tensor& r,
   Tensor vx = new_like(field), vz = new_like(r);
   run_step(
       [&]<class T>(T) {
-        return NormalizeRule<T>{static_cast<const T*>(r.const_data_ptr()), static_cast<T*>(vz.mutable_data_ptr()),
-                                static_cast<T>(gamma)};
+        return NormalizeRule<T>{static_cast<const T*>(r.const_data_ptr()),
+                                static_cast<T*>(vz.mutable_data_ptr()), static_cast<T>(gamma)};
       },
       nullptr, field, nullptr, vx);
   return {vx, vz};

@@ -19,15 +19,18 @@ inline PerRow per_row(const Tensor& tensor) {
   return {tensor.const_data_ptr(), type, tensor.dim() == 1 && tensor.sizes()[0] > 1 ? 1 : 0};
 }
 
-/// Calls `rule(T{})` for the rule, then launches it for x's dtype T and v's dtype V. `x` and `second` may be null.
+/// Calls `rule(T{})` for the rule, then launches it for x's dtype T and v's dtype V. `x` and `second` may be
+/// null.
 template <class T, class MakeRule>
 void run_step_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
   std::shared_ptr<void> scratch;
   const auto go = [&]<class V>(V) {
     const StepCall<T, V> call{x ? static_cast<const T*>(x->const_data_ptr()) : nullptr,
-                             static_cast<const V*>(v.const_data_ptr()),
-                             second ? static_cast<const V*>(second->const_data_ptr()) : nullptr,
-                             static_cast<T*>(out.mutable_data_ptr()), v.sizes()[0], v.sizes()[1]};
+                              static_cast<const V*>(v.const_data_ptr()),
+                              second ? static_cast<const V*>(second->const_data_ptr()) : nullptr,
+                              static_cast<T*>(out.mutable_data_ptr()),
+                              v.sizes()[0],
+                              v.sizes()[1]};
     launch_step(make(T{}), call, current_stream(v), [&](int64_t count) {
       scratch = new_scratch(v, count * static_cast<int64_t>(sizeof(T)));
       return static_cast<T*>(scratch.get());
@@ -47,8 +50,10 @@ void run_step(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* sec
   require_matrix(v, "v_x must be (B, N) and contiguous");
   require_matrix(out, "the result must be (B, N) and contiguous");
   require(same_shape(out, v) && (!x || same_shape(*x, v)), "x, v_x and the result must have one shape");
-  require(!x || (x->is_contiguous() && x->scalar_type() == out.scalar_type()), "x must be contiguous and of the result's dtype");
-  require(!second || (second->is_contiguous() && same_shape(*second, v) && second->scalar_type() == v.scalar_type()),
+  require(!x || (x->is_contiguous() && x->scalar_type() == out.scalar_type()),
+          "x must be contiguous and of the result's dtype");
+  require(!second ||
+              (second->is_contiguous() && same_shape(*second, v) && second->scalar_type() == v.scalar_type()),
           "v_x at z' must have v_x's shape and dtype, and be contiguous");
   const DeviceGuard guard(device_of(v));
   if (out.scalar_type() == ScalarType::Double) run_step_as<double>(make, x, v, second, out);

@@ -1,14 +1,21 @@
-// Executes CUDA kernels on the host, for tests: blocks one after another, the threads of a block as fibers that really hold
-// their own registers and stop at real barriers. What it checks and cannot check is written in docs/cuda.md.
+// Executes CUDA kernels on the host, for tests: blocks one after another, the threads of a block as fibers
+// that really hold their own registers and stop at real barriers. What it checks and cannot check is written
+// in docs/cuda.md.
 //
-// - __syncthreads waits for all living threads of the block and fails where they stand at different source lines;
-//   a warp's exchange (shuffle, ballot, matrix instruction) waits for its 32 lanes; no runnable thread left is a deadlock.
-// - The order in which threads run between barriers is chosen by PFGM_FAST_EMULATOR_ORDER: "forward", "backward" or a number,
+// - __syncthreads waits for all living threads of the block and fails where they stand at different source
+// lines;
+//   a warp's exchange (shuffle, ballot, matrix instruction) waits for its 32 lanes; no runnable thread left
+//   is a deadlock.
+// - The order in which threads run between barriers is chosen by PFGM_FAST_EMULATOR_ORDER: "forward",
+// "backward" or a number,
 //   the seed of a shuffle. A result that depends on it shows a missing barrier.
 // - Shared memory is filled with 0xff (NaN) before each block and followed by a canary.
-// - An asynchronous copy poisons its destination and happens only when it is waited for: the last moment that is allowed.
+// - An asynchronous copy poisons its destination and happens only when it is waited for: the last moment that
+// is allowed.
 #pragma once
 
+#include <math.h>  // not cmath: the overloads in the global namespace, as in CUDA
+#include <ucontext.h>
 #include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
@@ -16,13 +23,11 @@
 #include <exception>
 #include <functional>
 #include <map>
-#include <math.h>  // not cmath: the overloads in the global namespace, as in CUDA
 #include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
-#include <ucontext.h>
 #include <vector>
 
 #include "runtime.h"
@@ -75,8 +80,8 @@ struct BarrierState {
   std::vector<Load> loads;
 };
 
-/// Threads that meet: the last to arrive opens the gate for all. Two sets of slots, because a fast thread may write its next
-/// value while a slow one still reads the last.
+/// Threads that meet: the last to arrive opens the gate for all. Two sets of slots, because a fast thread may
+/// write its next value while a slow one still reads the last.
 struct Meeting {
   int arrived = 0;
   unsigned generation = 0;
@@ -103,10 +108,12 @@ inline Block& block() {
   static Block instance;
   return instance;
 }
-/// Where addresses in shared memory count from. What a kernel gets begins 128 bytes later: it may rely on no more alignment.
+/// Where addresses in shared memory count from. What a kernel gets begins 128 bytes later: it may rely on no
+/// more alignment.
 inline unsigned char* shared_window() {
   constexpr uintptr_t kWindow = 1024;
-  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(block().memory.data()) + kWindow - 1) / kWindow * kWindow);
+  return reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(block().memory.data()) + kWindow - 1) /
+                                          kWindow * kWindow);
 }
 inline unsigned char* shared_begin() { return shared_window() + 128; }
 inline const Index& thread_index() { return block().current->index; }
@@ -126,7 +133,8 @@ inline void open_barrier_if_complete(Block& b) {
 inline void barrier(int line) {
   Block& b = block();
   if (b.waiting > 0 && b.line != line)
-    throw std::logic_error("threads of a block wait at different barriers: lines " + std::to_string(b.line) + " and " + std::to_string(line));
+    throw std::logic_error("threads of a block wait at different barriers: lines " + std::to_string(b.line) +
+                           " and " + std::to_string(line));
   b.line = line;
   const unsigned generation = b.barrier_generation;
   ++b.waiting;
@@ -166,11 +174,13 @@ T lane_value(const unsigned char (*slots)[32], int lane) {
     if (!b.failure) b.failure = std::current_exception();
   }
   if ((!b.current->products.empty() || !b.current->open_products.empty()) && !b.failure)
-    b.failure = std::make_exception_ptr(std::logic_error("a thread ended with matrix instructions in flight"));
+    b.failure =
+        std::make_exception_ptr(std::logic_error("a thread ended with matrix instructions in flight"));
   if (!b.current->pending.empty() || !b.current->groups.empty())
     for (auto& group : b.current->groups)
       for (auto& copy : group)
-        if (copy.valid && !b.failure) b.failure = std::make_exception_ptr(std::logic_error("a thread ended with copies in flight"));
+        if (copy.valid && !b.failure)
+          b.failure = std::make_exception_ptr(std::logic_error("a thread ended with copies in flight"));
   b.current->done = true;
   --b.alive;
   open_barrier_if_complete(b);
@@ -243,7 +253,8 @@ inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
     for (auto& warp : b.warps) now += warp.generation;
     if (before == b.barrier_generation && alive == b.alive && met == now && waiting == b.waiting &&
         events == b.events)
-      throw std::logic_error("deadlock: the threads of a block wait for each other at barriers or warp exchanges");
+      throw std::logic_error(
+          "deadlock: the threads of a block wait for each other at barriers or warp exchanges");
   }
   if (b.failure) std::rethrow_exception(b.failure);
   for (const auto& [where, state] : b.barriers)
@@ -252,20 +263,23 @@ inline void run_block(Block& b, int threads, size_t shared, int64_t seed) {
     if (*at != 0xff) throw std::logic_error("a kernel wrote behind its shared memory");
 }
 
-/// The order of a launch's blocks: as that of threads between barriers, so that a result that depends on it shows.
+/// The order of a launch's blocks: as that of threads between barriers, so that a result that depends on it
+/// shows.
 inline std::vector<int> block_order(int64_t blocks) { return order(static_cast<int>(blocks), blocks); }
 
 /// Check a launch, then run all its blocks, one after another; or let a test's hook run them.
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared, const StreamOf* stream,
-            Parameters... parameters) {
+void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int threads, size_t shared,
+            const StreamOf* stream, Parameters... parameters) {
   check_launch(name, reinterpret_cast<const void*>(kernel), blocks, threads, shared, stream);
   if (runtime().dry) return;
   if (runtime().hook) {
     const void* const pointers[] = {&parameters...};
     const size_t sizes[] = {sizeof(Parameters)...};
     const int count = sizeof...(Parameters);
-    if (runtime().hook(reinterpret_cast<const void*>(kernel), blocks, threads, shared, pointers, sizes, count)) return;
+    if (runtime().hook(reinterpret_cast<const void*>(kernel), blocks, threads, shared, pointers, sizes,
+                       count))
+      return;
   }
   Block& b = block();
   b.body = [&] { kernel(parameters...); };
@@ -279,11 +293,13 @@ void launch(void (*kernel)(Parameters...), const char* name, int64_t blocks, int
 
 inline void* shared(size_t size) {
   Block& b = block();
-  if (size > b.shared_size) throw std::logic_error("the launch gave less shared memory than the kernel's struct");
+  if (size > b.shared_size)
+    throw std::logic_error("the launch gave less shared memory than the kernel's struct");
   return shared_begin();
 }
 
-// ---- asynchronous copies -----------------------------------------------------------------------------------------------
+// ---- asynchronous copies
+// -----------------------------------------------------------------------------------------------
 
 inline void copy_async(void* to, const void* from, size_t size, size_t valid) {
   if (reinterpret_cast<uintptr_t>(to) % size || (valid && reinterpret_cast<uintptr_t>(from) % size))
@@ -307,7 +323,8 @@ inline void wait_copies(size_t in_flight) {
   }
 }
 
-// ---- number types ------------------------------------------------------------------------------------------------------
+// ---- number types
+// ------------------------------------------------------------------------------------------------------
 
 struct BFloat16 {
   uint16_t bits;

@@ -1,9 +1,11 @@
-// Hopper's barriers, tensor maps and warpgroup matrix instructions on the host (kernels/hopper.cuh), by the PTX ISA's sections
-// "mbarrier", "cp.async.bulk.tensor", "Swizzling modes" and "wgmma". A layout misread here and there alike would not show.
+// Hopper's barriers, tensor maps and warpgroup matrix instructions on the host (kernels/hopper.cuh), by the
+// PTX ISA's sections "mbarrier", "cp.async.bulk.tensor", "Swizzling modes" and "wgmma". A layout misread here
+// and there alike would not show.
 //
-// What it is strict about: a load's target is poison until a barrier's phase ends, and the load happens only then; a matrix
-// instruction reads shared memory and writes its sums only when it is waited for, so that a stage that is given back too early
-// shows; a phase that is announced too few bytes, a wait that nobody ends (a deadlock), sums without a fence before.
+// What it is strict about: a load's target is poison until a barrier's phase ends, and the load happens only
+// then; a matrix instruction reads shared memory and writes its sums only when it is waited for, so that a
+// stage that is given back too early shows; a phase that is announced too few bytes, a wait that nobody ends
+// (a deadlock), sums without a fence before.
 #pragma once
 
 #include "emulator.h"
@@ -14,19 +16,24 @@ inline uint32_t shared_address(const void* pointer) {
   const auto* begin = shared_window();
   return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - begin);
 }
-/// Where a byte of a tile with the 128-byte swizzle lies: bits 4 to 6 of its address are crossed with bits 7 to 9.
+/// Where a byte of a tile with the 128-byte swizzle lies: bits 4 to 6 of its address are crossed with bits 7
+/// to 9.
 inline uint32_t swizzled_address(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
-// ---- barriers and tensor maps ------------------------------------------------------------------------------------------
+// ---- barriers and tensor maps
+// ------------------------------------------------------------------------------------------
 
 struct TensorMap {
   const unsigned char* base;
   int64_t rows, width;  // bytes
   int tile_rows, tile_width;
 };
-inline TensorMap make_tensor_map(const void* base, int64_t rows, int64_t width, int tile_rows, int tile_width) {
-  if (width % 16 || reinterpret_cast<uintptr_t>(base) % 16) throw std::logic_error("a tensor map needs rows of 16 bytes, aligned");
-  if (tile_rows > 256 || tile_width != 128) throw std::logic_error("a tensor map's tile is too large for the 128-byte swizzle");
+inline TensorMap make_tensor_map(const void* base, int64_t rows, int64_t width, int tile_rows,
+                                 int tile_width) {
+  if (width % 16 || reinterpret_cast<uintptr_t>(base) % 16)
+    throw std::logic_error("a tensor map needs rows of 16 bytes, aligned");
+  if (tile_rows > 256 || tile_width != 128)
+    throw std::logic_error("a tensor map's tile is too large for the 128-byte swizzle");
   return {static_cast<const unsigned char*>(base), rows, width, tile_rows, tile_width};
 }
 
@@ -38,7 +45,8 @@ struct Barrier {
 inline BarrierState& state_of(Barrier* barrier) {
   auto& all = block().barriers;
   const auto found = all.find(barrier);
-  if (found == all.end()) throw std::logic_error("a barrier in shared memory is used before it is initialised");
+  if (found == all.end())
+    throw std::logic_error("a barrier in shared memory is used before it is initialised");
   return found->second;
 }
 /// Ends the phase if all have arrived and the announced bytes are those of the loads, which happen now.
@@ -46,7 +54,8 @@ inline void end_phase_if_complete(BarrierState& state) {
   if (state.missing > 0) return;
   int64_t bytes = 0;
   for (const auto& load : state.loads) bytes += load.bytes;
-  if (bytes > state.announced) throw std::logic_error("a barrier's phase gets more bytes than were announced");
+  if (bytes > state.announced)
+    throw std::logic_error("a barrier's phase gets more bytes than were announced");
   if (bytes < state.announced) return;
   for (const auto& load : state.loads) load.happen();
   state.loads.clear();
@@ -83,23 +92,27 @@ inline void load_tile(void* to, const TensorMap* map, int64_t row, int64_t colum
   const size_t bytes = static_cast<size_t>(map->tile_rows) * map->tile_width;
   std::memset(to, 0xff, bytes);
   const TensorMap& from = *map;
-  state_of(barrier).loads.push_back({static_cast<int64_t>(bytes), [=] {
-    for (int r = 0; r < from.tile_rows; ++r)
-      for (int c = 0; c < from.tile_width; c += 16) {
-        unsigned char* target = shared_window() + swizzled_address(address + r * from.tile_width + c);
-        std::memset(target, 0, 16);
-        if (row + r < from.rows && column + c < from.width) std::memcpy(target, from.base + (row + r) * from.width + column + c, 16);
-      }
-  }});
+  state_of(barrier).loads.push_back(
+      {static_cast<int64_t>(bytes), [=] {
+         for (int r = 0; r < from.tile_rows; ++r)
+           for (int c = 0; c < from.tile_width; c += 16) {
+             unsigned char* target = shared_window() + swizzled_address(address + r * from.tile_width + c);
+             std::memset(target, 0, 16);
+             if (row + r < from.rows && column + c < from.width)
+               std::memcpy(target, from.base + (row + r) * from.width + column + c, 16);
+           }
+       }});
   ++block().events;
 }
 
-// ---- matrix instructions of a warpgroup ----------------------------------------------------------------------------------
+// ---- matrix instructions of a warpgroup
+// ----------------------------------------------------------------------------------
 
 /// Row `row`, bytes 0 to 31, of the tile that a descriptor names (K-major, 128-byte swizzle).
 inline void tile_row(uint64_t descriptor, int row, unsigned char (&out)[32]) {
   if (descriptor >> 62 != 1) throw std::logic_error("a matrix descriptor without the 128-byte swizzle");
-  const uint32_t begin = static_cast<uint32_t>(descriptor & 0x3fff) << 4, step = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
+  const uint32_t begin = static_cast<uint32_t>(descriptor & 0x3fff) << 4,
+                 step = static_cast<uint32_t>(descriptor >> 32 & 0x3fff) << 4;
   for (int c = 0; c < 32; c += 16)
     std::memcpy(out + c, shared_window() + swizzled_address(begin + row / 8 * step + row % 8 * 128 + c), 16);
 }
@@ -122,12 +135,14 @@ inline void group_wait(size_t in_flight) {
   }
   fiber.fenced = false;
 }
-/// This thread's part of m64n256k32, signed × unsigned: rows 16 w + lane/4 and 8 more, columns 8 c + 2 (lane % 4) and the next.
+/// This thread's part of m64n256k32, signed × unsigned: rows 16 w + lane/4 and 8 more, columns 8 c + 2 (lane
+/// % 4) and the next.
 template <int kSums>
 void multiply_group(int32_t (&sum)[kSums], uint64_t a, uint64_t b, bool keep) {
   Fiber& fiber = *block().current;
   if (!fiber.fenced) throw std::logic_error("a matrix instruction of a warpgroup without a fence before");
-  const int lane = static_cast<int>(fiber.index.x % kLanes), warp = static_cast<int>(fiber.index.x / kLanes % 4);
+  const int lane = static_cast<int>(fiber.index.x % kLanes),
+            warp = static_cast<int>(fiber.index.x / kLanes % 4);
   int32_t* sums = sum;
   fiber.open_products.push_back([=] {
     unsigned char left[2][32], right[32];
@@ -137,8 +152,10 @@ void multiply_group(int32_t (&sum)[kSums], uint64_t a, uint64_t b, bool keep) {
         tile_row(b, 8 * c + 2 * (lane % 4) + i, right);
         for (int half = 0; half < 2; ++half) {
           int64_t total = keep ? sums[4 * c + 2 * half + i] : 0;
-          for (int k = 0; k < 32; ++k) total += static_cast<int64_t>(static_cast<int8_t>(left[half][k])) * right[k];
-          if (total != static_cast<int32_t>(total)) throw std::logic_error("a tensor core's int32 sum overflows");
+          for (int k = 0; k < 32; ++k)
+            total += static_cast<int64_t>(static_cast<int8_t>(left[half][k])) * right[k];
+          if (total != static_cast<int32_t>(total))
+            throw std::logic_error("a tensor core's int32 sum overflows");
           sums[4 * c + 2 * half + i] = static_cast<int32_t>(total);
         }
       }

@@ -1,6 +1,7 @@
-// The few functions of the CUDA runtime that the sources call, on the host: devices with the limits of real ones, and a ledger of
-// launches. What a launch asks for is checked against its device before a kernel runs; in a dry run nothing runs, so that the
-// choices for large shapes and large devices can be read from the ledger.
+// The few functions of the CUDA runtime that the sources call, on the host: devices with the limits of real
+// ones, and a ledger of launches. What a launch asks for is checked against its device before a kernel runs;
+// in a dry run nothing runs, so that the choices for large shapes and large devices can be read from the
+// ledger.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +18,10 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace pfgm::emulate {
 
-/// A device as its multiprocessors and its compute capability say (CUDA C++ programming guide, table of technical specifications).
+/// A device as its multiprocessors and its compute capability say (CUDA C++ programming guide, table of
+/// technical specifications).
 struct Device {
-  int multiprocessors, capability;  // 10 × major + minor
+  int multiprocessors, capability;    // 10 × major + minor
   int64_t taken = 0, most_taken = 0;  // bytes of scratch memory
   int stream = 0;                     // the current one; 0 is the default
 
@@ -27,8 +29,10 @@ struct Device {
   size_t shared_limit() const {
     switch (capability) {
       case 80: return 163 * 1024;
-      case 86: case 89: return 99 * 1024;
-      case 90: case 100: return 227 * 1024;
+      case 86:
+      case 89: return 99 * 1024;
+      case 90:
+      case 100: return 227 * 1024;
       default: throw std::logic_error("the emulator knows no device of this compute capability");
     }
   }
@@ -47,19 +51,21 @@ struct Launch {
 };
 
 /// Runs a launch in another way (tests/ptx), or returns false.
-using LaunchHook = bool (*)(const void* kernel, int64_t blocks, int threads, size_t shared, const void* const* parameters,
-                            const size_t* sizes, int count);
+using LaunchHook = bool (*)(const void* kernel, int64_t blocks, int threads, size_t shared,
+                            const void* const* parameters, const size_t* sizes, int count);
 
 struct Runtime {
-  std::vector<Device> devices{Device{3, 90}};  // few multiprocessors, so that small shapes take several waves, and odd
+  std::vector<Device> devices{
+      Device{3, 90}};  // few multiprocessors, so that small shapes take several waves, and odd
   int current = 0;
   bool dry = false;
-  std::vector<Launch> ledger;                                // filled in dry runs, and where `recording`
+  std::vector<Launch> ledger;  // filled in dry runs, and where `recording`
   bool recording = false;
-  std::map<std::pair<const void*, int>, size_t> allowed;     // shared memory by kernel and device
+  std::map<std::pair<const void*, int>, size_t> allowed;  // shared memory by kernel and device
   int64_t attribute_calls = 0;
   LaunchHook hook = nullptr;
-  std::vector<std::pair<const char*, std::pair<int64_t, int>>> owned;  // memory that lies on another device than 0
+  std::vector<std::pair<const char*, std::pair<int64_t, int>>>
+      owned;  // memory that lies on another device than 0
   std::map<std::pair<int, int>, StreamOf> streams;
 
   Device& device() { return devices.at(static_cast<size_t>(current)); }
@@ -106,19 +112,26 @@ inline void count_scratch(int device, int64_t bytes) {
 }
 
 /// What the driver would refuse, or a programmer would regret: raises; then notes the launch.
-inline void check_launch(const std::string& name, const void* kernel, int64_t blocks, int threads, size_t shared, const StreamOf* stream) {
+inline void check_launch(const std::string& name, const void* kernel, int64_t blocks, int threads,
+                         size_t shared, const StreamOf* stream) {
   Runtime& all = runtime();
-  const auto refuse = [&](const std::string& why) { throw std::logic_error("launch of " + name + ": " + why); };
-  if (blocks < 1 || blocks > 2147483647) refuse("a grid has 1 to 2^31 - 1 blocks, not " + std::to_string(blocks));
-  if (threads < 1 || threads > 1024 || threads % 32 != 0) refuse("a block must have 32 to 1024 threads, not " + std::to_string(threads));
-  if (shared > all.device().shared_limit()) refuse("too much shared memory: " + std::to_string(shared) + " bytes");
+  const auto refuse = [&](const std::string& why) {
+    throw std::logic_error("launch of " + name + ": " + why);
+  };
+  if (blocks < 1 || blocks > 2147483647)
+    refuse("a grid has 1 to 2^31 - 1 blocks, not " + std::to_string(blocks));
+  if (threads < 1 || threads > 1024 || threads % 32 != 0)
+    refuse("a block must have 32 to 1024 threads, not " + std::to_string(threads));
+  if (shared > all.device().shared_limit())
+    refuse("too much shared memory: " + std::to_string(shared) + " bytes");
   if (shared > 48 * 1024) {
     const auto found = all.allowed.find({kernel, all.current});
     if (found == all.allowed.end() || found->second < shared)
       refuse("more than 48 KB of shared memory without cudaFuncSetAttribute on this device");
   }
   if (stream == nullptr || stream->device != all.current) refuse("the stream is not the current device's");
-  if (all.dry || all.recording) all.ledger.push_back({name, all.current, stream->number, threads, blocks, shared});
+  if (all.dry || all.recording)
+    all.ledger.push_back({name, all.current, stream->number, threads, blocks, shared});
 }
 
 }  // namespace pfgm::emulate

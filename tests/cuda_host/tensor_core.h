@@ -1,18 +1,23 @@
-// The matrix instructions of kernels/tensor_core.cuh on the host, by the fragment layouts of the PTX ISA (section "Matrix
-// fragments for mma.m16n8k32" and "ldmatrix"). A layout misread here and there alike would not show.
+// The matrix instructions of kernels/tensor_core.cuh on the host, by the fragment layouts of the PTX ISA
+// (section "Matrix fragments for mma.m16n8k32" and "ldmatrix"). A layout misread here and there alike would
+// not show.
 #pragma once
 
 #include "emulator.h"
 
 namespace pfgm::emulate {
 
-/// ldmatrix.x4: lane 8 m + i names row i (16 bytes) of matrix m; a lane receives 4 bytes of row lane/4 of each matrix.
+/// ldmatrix.x4: lane 8 m + i names row i (16 bytes) of matrix m; a lane receives 4 bytes of row lane/4 of
+/// each matrix.
 inline void load_matrix(uint32_t (&fragment)[4], const void* row) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) throw std::logic_error("ldmatrix: a row is not aligned to 16 bytes");
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    throw std::logic_error("ldmatrix: a row is not aligned to 16 bytes");
   const auto rows = exchange(row);
   const int lane = static_cast<int>(thread_index().x % kLanes);
   for (int m = 0; m < 4; ++m)
-    std::memcpy(&fragment[m], static_cast<const char*>(lane_value<const void*>(rows, 8 * m + lane / 4)) + 4 * (lane % 4), 4);
+    std::memcpy(&fragment[m],
+                static_cast<const char*>(lane_value<const void*>(rows, 8 * m + lane / 4)) + 4 * (lane % 4),
+                4);
 }
 
 struct Fragments {
@@ -44,7 +49,8 @@ void multiply(int32_t (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
   const uint64_t both = static_cast<uint64_t>(high) << 32 | low;
   uint32_t result = 0;
-  for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<uint32_t>(both >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
   return result;
 }
 

@@ -1,17 +1,19 @@
-// The first product for byte charges on integer tensor cores: gaps[split][i][j] = δ² ‖y_j − μ‖² − 2 s_i Σ_k Q_ik b_jk, which is
-// δ² ‖ρ_ij‖² up to a constant a row (δ = divisor, b = byte, X = δ (x − μ) = s Q rounded to 24 bits, in three signed digits of 8).
+// The first product for byte charges on integer tensor cores: gaps[split][i][j] = δ² ‖y_j − μ‖² − 2 s_i Σ_k
+// Q_ik b_jk, which is δ² ‖ρ_ij‖² up to a constant a row (δ = divisor, b = byte, X = δ (x − μ) = s Q rounded
+// to 24 bits, in three signed digits of 8).
 //
-// Every product and sum is exact: unsigned byte × signed digit into int32 (up to 65,536 terms; longer rows are split), digits
-// combined in int64, and only then scaled in double. So the result depends on no tiling, and errs as if x had been rounded to
-// 2^-24 of its row's largest element.
+// Every product and sum is exact: unsigned byte × signed digit into int32 (up to 65,536 terms; longer rows
+// are split), digits combined in int64, and only then scaled in double. So the result depends on no tiling,
+// and errs as if x had been rounded to 2^-24 of its row's largest element.
 //
-// Float charges go the same way (kernels/refine.cuh): a charge's 24 bits are three rows of bytes, each multiplied in turn and
-// added to the gaps; the byte of a signed digit is the digit + 128, and 128 times the query's digits' sum is taken off again.
+// Float charges go the same way (kernels/refine.cuh): a charge's 24 bits are three rows of bytes, each
+// multiplied in turn and added to the gaps; the byte of a signed digit is the digit + 128, and 128 times the
+// query's digits' sum is taken off again.
 //
-// distance_gemm_kernel: a tile of charges × queries × digits a block, operands through kStages of 64-byte depth by cp.async, ldmatrix from
-// a swizzled layout, mma.m16n8k32; a warp has one digit, and the digits meet in shared memory at the end.
-// Cost: 2 integer operations a (pair, element, digit) on tensor cores; a charge is read ⌈B/queries⌉ times, a digit ⌈M/charges⌉
-// times (from L2); writes 8 bytes a pair, or 4 with one digit.
+// distance_gemm_kernel: a tile of charges × queries × digits a block, operands through kStages of 64-byte
+// depth by cp.async, ldmatrix from a swizzled layout, mma.m16n8k32; a warp has one digit, and the digits meet
+// in shared memory at the end. Cost: 2 integer operations a (pair, element, digit) on tensor cores; a charge
+// is read ⌈B/queries⌉ times, a digit ⌈M/charges⌉ times (from L2); writes 8 bytes a pair, or 4 with one digit.
 #pragma once
 
 #include "gaps.cuh"
@@ -26,39 +28,43 @@ struct DistanceGemmCall {
   const double* scale;     // (batch)
   const double* sq_norms;  // (count), around the centre
   double* gaps;            // (splits, batch, count); unused by a tile of one digit
-  double* least;           // (batch, groups of the row), or null: the least gap of each 32 charges (gaps.cuh); one split
+  double*
+      least;  // (batch, groups of the row), or null: the least gap of each 32 charges (gaps.cuh); one split
   int64_t batch, count, dim, splits;
   double divisor;
   int32_t* leading;       // (batch, count): products with the first digit, written by kFirst, read by kRest
   const int* open;        // (batch), kRest: the queries that are served,
   const int* open_count;  // and their number
-  // Float charges, or null and 0: each charge's scale, each query's sums of digits (3, batch), which of a charge's three digits
-  // is multiplied (0 the most significant; from 1 on the gaps are added to), and the row of gaps that `count` is a part of.
+  // Float charges, or null and 0: each charge's scale, each query's sums of digits (3, batch), which of a
+  // charge's three digits is multiplied (0 the most significant; from 1 on the gaps are added to), and the
+  // row of gaps that `count` is a part of.
   const double* charge_scale;
   const int* digit_sums;
   int charge_digit;
   int64_t row_length;
 };
 
-/// What a tile makes of its sums: gaps, from all or the first of the digits; products with the first digit as they are; or gaps for
-/// a list of queries, from these products and the other digits.
+/// What a tile makes of its sums: gaps, from all or the first of the digits; products with the first digit as
+/// they are; or gaps for a list of queries, from these products and the other digits.
 enum class GemmOutput { kGaps, kFirst, kRest };
 
 /// A block's tile. A warp has one digit and a rectangle of the tile, whose sums fit into its registers.
-template <GemmOutput kOutputOfTile, int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile, int kWarpsAlongCharges,
-          int kWarpsAlongQueries, int kStagesOfTile>
+template <GemmOutput kOutputOfTile, int kDigitsOfTile, int kChargesOfTile, int kQueriesOfTile,
+          int kWarpsAlongCharges, int kWarpsAlongQueries, int kStagesOfTile>
 struct GemmTile {
   static constexpr GemmOutput kOutput = kOutputOfTile;
   static constexpr bool kOfList = kOutput == GemmOutput::kRest;
   static constexpr int kDigitsServed = kDigitsOfTile, kFirstDigit = kOfList ? 1 : 0;
   static constexpr int kCharges = kChargesOfTile, kQueries = kQueriesOfTile, kStages = kStagesOfTile;
-  static constexpr int kWarpsC = kWarpsAlongCharges, kWarpsQ = kWarpsAlongQueries, kWarps = kDigitsServed * kWarpsC * kWarpsQ;
+  static constexpr int kWarpsC = kWarpsAlongCharges, kWarpsQ = kWarpsAlongQueries,
+                       kWarps = kDigitsServed * kWarpsC * kWarpsQ;
   static constexpr int kThreads = kWarp * kWarps;
   static constexpr int kFragmentsC = kCharges / kWarpsC / 16, kFragmentsQ = kQueries / kWarpsQ / 8;
   static constexpr int kRows = kCharges + kDigitsServed * kQueries;  // of 64 bytes, in one stage
-  static constexpr int kSlice = kQueries / kWarpsQ < 32 ? kQueries / kWarpsQ : 32;  // queries whose digits meet at a time
+  static constexpr int kSlice =
+      kQueries / kWarpsQ < 32 ? kQueries / kWarpsQ : 32;       // queries whose digits meet at a time
   static constexpr int kSums = kFragmentsC * kFragmentsQ * 4;  // a thread's
-  static constexpr int kBlocks = kSums <= 64 ? 2 : 1;          // that shall share a multiprocessor's registers
+  static constexpr int kBlocks = kSums <= 64 ? 2 : 1;  // that shall share a multiprocessor's registers
   static_assert(kFragmentsQ % 2 == 0 && kCharges % (16 * kWarpsC) == 0 && kCharges % kGroup == 0);
   union Shared {
     uint8_t stage[kStages][kRows * kDepth];
@@ -75,10 +81,15 @@ using FirstTile = GemmTile<GemmOutput::kFirst, 1, 128, 128, 4, 2, 4>;
 using FirstWideTile = GemmTile<GemmOutput::kFirst, 1, 128, 256, 4, 2, 4>;
 using RestTile = GemmTile<GemmOutput::kRest, 2, 128, 64, 4, 1, 4>;
 
-/// Into the gaps: −2 X·b of a query and a charge, or what one digit of a float charge adds to it; the norm with the first.
-__device__ __forceinline__ double add_gap(const DistanceGemmCall& call, int64_t split, int64_t query, int64_t charge, double product) {
+/// Into the gaps: −2 X·b of a query and a charge, or what one digit of a float charge adds to it; the norm
+/// with the first.
+__device__ __forceinline__ double add_gap(const DistanceGemmCall& call, int64_t split, int64_t query,
+                                          int64_t charge, double product) {
   double value = -2.0 * call.scale[query] * product;
-  if (call.charge_scale) value *= call.charge_scale[charge] * (call.charge_digit == 0 ? 65536.0 : call.charge_digit == 1 ? 256.0 : 1.0);
+  if (call.charge_scale)
+    value *= call.charge_scale[charge] * (call.charge_digit == 0   ? 65536.0
+                                          : call.charge_digit == 1 ? 256.0
+                                                                   : 1.0);
   if (split == 0 && call.charge_digit == 0) value += call.divisor * call.divisor * call.sq_norms[charge];
   const int64_t length = call.row_length ? call.row_length : call.count;
   double& gap = call.gaps[(split * call.batch + query) * length + charge];
@@ -103,32 +114,42 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
   const int warp_charge = warp % Tile::kWarpsC * (Tile::kCharges / Tile::kWarpsC);
   const int warp_query = warp / Tile::kWarpsC % Tile::kWarpsQ * (Tile::kQueries / Tile::kWarpsQ);
 
-  // A thread copies one chunk of every kStep-th row; the rows' swizzle repeats with them. Its two addresses walk along N. What
-  // is outside becomes zeros: nothing is read there.
+  // A thread copies one chunk of every kStep-th row; the rows' swizzle repeats with them. Its two addresses
+  // walk along N. What is outside becomes zeros: nothing is read there.
   constexpr int kStep = Tile::kThreads / 4;
   static_assert(kStep % 8 == 0);
-  const int my_row = static_cast<int>(threadIdx.x) / 4, my_chunk = threadIdx.x % 4, my_place = swizzled(my_row, my_chunk);
-  const int charges_left = call.count - charge_begin < Tile::kCharges ? static_cast<int>(call.count - charge_begin) : Tile::kCharges;
-  const int queries_left = batch - query_begin < Tile::kQueries ? static_cast<int>(batch - query_begin) : Tile::kQueries;
-  const int queries_needed = queries_left < Tile::kQueries ? ceil_div(queries_left, 16) * 16 : Tile::kQueries;  // whole pairs of fragments
+  const int my_row = static_cast<int>(threadIdx.x) / 4, my_chunk = threadIdx.x % 4,
+            my_place = swizzled(my_row, my_chunk);
+  const int charges_left = call.count - charge_begin < Tile::kCharges
+                               ? static_cast<int>(call.count - charge_begin)
+                               : Tile::kCharges;
+  const int queries_left =
+      batch - query_begin < Tile::kQueries ? static_cast<int>(batch - query_begin) : Tile::kQueries;
+  const int queries_needed = queries_left < Tile::kQueries ? ceil_div(queries_left, 16) * 16
+                                                           : Tile::kQueries;  // whole pairs of fragments
   const uint8_t* charges = call.charges + (charge_begin + my_row) * call.dim + begin + my_chunk * kChunk;
   static_assert(!Tile::kOfList || Tile::kQueries <= kStep);  // a thread then has one query of the list
-  const int64_t my_query = !Tile::kOfList ? query_begin + my_row : my_row < queries_left ? call.open[query_begin + my_row] : 0;
-  const int8_t* digits = call.digits + (Tile::kFirstDigit * call.batch + my_query) * call.dim + begin + my_chunk * kChunk;
+  const int64_t my_query = !Tile::kOfList          ? query_begin + my_row
+                           : my_row < queries_left ? call.open[query_begin + my_row]
+                                                   : 0;
+  const int8_t* digits =
+      call.digits + (Tile::kFirstDigit * call.batch + my_query) * call.dim + begin + my_chunk * kChunk;
   int depth_left = static_cast<int>(end - begin) - my_chunk * kChunk;
   const auto fill = [&](int slot) {
     uint8_t* tile = shared.stage[slot] + my_place;
 #pragma unroll
     for (int row = 0; row < Tile::kCharges; row += kStep)
       if (row + my_row < Tile::kCharges)
-        copy_async(tile + row * kDepth, charges + row * call.dim, depth_left > 0 && row + my_row < charges_left);
+        copy_async(tile + row * kDepth, charges + row * call.dim,
+                   depth_left > 0 && row + my_row < charges_left);
 #pragma unroll
     for (int digit = 0; digit < Tile::kDigitsServed; ++digit)
 #pragma unroll
       for (int row = 0; row < Tile::kQueries; row += kStep)
         if (row + my_row < queries_needed)
           copy_async(tile + (Tile::kCharges + digit * Tile::kQueries + row) * kDepth,
-                     digits + (digit * call.batch + row) * call.dim, depth_left > 0 && row + my_row < queries_left);
+                     digits + (digit * call.batch + row) * call.dim,
+                     depth_left > 0 && row + my_row < queries_left);
     charges += kDepth;
     digits += kDepth;
     depth_left -= kDepth;
@@ -143,7 +164,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
   int slot = 0, free_slot = Tile::kStages - 1;
   for (int stage = 0; stage < stages; ++stage) {
     wait_copies<Tile::kStages - 2>();
-    __syncthreads();  // everybody's copies of this stage are there, and nobody reads the one that is filled next
+    __syncthreads();  // everybody's copies of this stage are there, and nobody reads the one that is filled
+                      // next
     if (stage + Tile::kStages - 1 < stages) fill(free_slot);
     commit_copies();
     const uint8_t* tile = shared.stage[slot];
@@ -153,7 +175,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
     for (int step = 0; step < kDepth / 32; ++step) {
       uint32_t charge[Tile::kFragmentsC][4];
 #pragma unroll
-      for (int c = 0; c < Tile::kFragmentsC; ++c) load_matrix(charge[c], tile + (warp_charge + 16 * c) * kDepth + (lane_charge ^ 32 * step));
+      for (int c = 0; c < Tile::kFragmentsC; ++c)
+        load_matrix(charge[c], tile + (warp_charge + 16 * c) * kDepth + (lane_charge ^ 32 * step));
       const uint8_t* digit = tile + (Tile::kCharges + warp_digit * Tile::kQueries + warp_query) * kDepth;
 #pragma unroll
       for (int q = 0; q < Tile::kFragmentsQ; q += 2) {
@@ -172,7 +195,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
   wait_copies<0>();
 
   // The digits meet in shared memory, a slice of queries at a time; a warp then writes consecutive charges.
-  constexpr int kSlicesOfWarp = Tile::kQueries / Tile::kWarpsQ / Tile::kSlice, kFragmentsOfSlice = Tile::kSlice / 8;
+  constexpr int kSlicesOfWarp = Tile::kQueries / Tile::kWarpsQ / Tile::kSlice,
+                kFragmentsOfSlice = Tile::kSlice / 8;
 #pragma unroll
   for (int slice = 0; slice < Tile::kWarpsQ * kSlicesOfWarp; ++slice) {
     const int slice_begin = slice * Tile::kSlice;
@@ -184,7 +208,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
         for (int f = 0; f < kFragmentsOfSlice; ++f)
 #pragma unroll
           for (int i = 0; i < 4; ++i)
-            shared.meet[warp_digit][8 * f + lane % 4 * 2 + i % 2][warp_charge + 16 * c + lane / 4 + (i >= 2 ? 8 : 0)] =
+            shared.meet[warp_digit][8 * f + lane % 4 * 2 + i % 2]
+                       [warp_charge + 16 * c + lane / 4 + (i >= 2 ? 8 : 0)] =
                 sum[c][slice % kSlicesOfWarp * kFragmentsOfSlice + f][i];
     }
     __syncthreads();
@@ -204,10 +229,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) distance_gemm_k
           for (int digit = 0; digit < Tile::kDigitsServed; ++digit) {
             int64_t sum = shared.meet[digit][q][c];
             if constexpr (!Tile::kOfList)
-              if (call.digit_sums) sum -= 128 * static_cast<int64_t>(call.digit_sums[digit * call.batch + query]);
+              if (call.digit_sums)
+                sum -= 128 * static_cast<int64_t>(call.digit_sums[digit * call.batch + query]);
             product = product * 256 + sum;
           }
-          constexpr double kUnit = Tile::kOfList || Tile::kDigitsServed == 3 ? 1 : Tile::kDigitsServed == 2 ? 256 : 65536;
+          constexpr double kUnit = Tile::kOfList || Tile::kDigitsServed == 3 ? 1
+                                   : Tile::kDigitsServed == 2                ? 256
+                                                                             : 65536;
           gap = add_gap(call, split, query, charge, static_cast<double>(product) * kUnit);
         }
         const int64_t groups = groups_of(call.row_length ? call.row_length : call.count);
@@ -222,15 +250,18 @@ int64_t gemm_tiles(int64_t batch, int64_t count) {
   return ceil_div<int64_t>(batch, Tile::kQueries) * ceil_div<int64_t>(count, Tile::kCharges);
 }
 
-/// Parts of N: at least what int32 asks for, and so many that the last wave of blocks (two fit on a multiprocessor) is full.
+/// Parts of N: at least what int32 asks for, and so many that the last wave of blocks (two fit on a
+/// multiprocessor) is full.
 template <class Tile>
 int64_t gemm_splits(int64_t batch, int64_t count, int64_t dim) {
-  const int64_t least = ceil_div<int64_t>(dim, kLongestSum), tiles = gemm_tiles<Tile>(batch, count), slots = 2 * multiprocessors();
+  const int64_t least = ceil_div<int64_t>(dim, kLongestSum), tiles = gemm_tiles<Tile>(batch, count),
+                slots = 2 * multiprocessors();
   int64_t best = least;
   double fullest = 0;
   for (int64_t splits = least; splits <= least + 3 && (splits == least || dim / splits >= 1024); ++splits) {
     const int64_t blocks = tiles * splits;
-    const double full = static_cast<double>(blocks) / static_cast<double>(ceil_div<int64_t>(blocks, slots) * slots);
+    const double full =
+        static_cast<double>(blocks) / static_cast<double>(ceil_div<int64_t>(blocks, slots) * slots);
     if (full > fullest + 0.1) {
       fullest = full;
       best = splits;
@@ -241,8 +272,8 @@ int64_t gemm_splits(int64_t batch, int64_t count, int64_t dim) {
 
 template <class Tile>
 void launch_distance_gemm(const DistanceGemmCall& call, Stream stream) {
-  launch<distance_gemm_kernel<Tile>>(gemm_tiles<Tile>(call.batch, call.count) * call.splits, Tile::kThreads, sizeof(typename Tile::Shared),
-         stream, call);
+  launch<distance_gemm_kernel<Tile>>(gemm_tiles<Tile>(call.batch, call.count) * call.splits, Tile::kThreads,
+                                     sizeof(typename Tile::Shared), stream, call);
 }
 
 }  // namespace pfgm

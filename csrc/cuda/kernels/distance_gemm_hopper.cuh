@@ -1,13 +1,15 @@
-// The first product with one digit (distance_gemm.cuh, FirstTile) by Hopper's own means: the same whole numbers, bit for bit.
+// The first product with one digit (distance_gemm.cuh, FirstTile) by Hopper's own means: the same whole
+// numbers, bit for bit.
 //
-// **No GPU has run this yet.** It is taken only where PFGM_FAST_CUDA_HOPPER=1 asks for it, until `make gpu` has compared its results
-// and its time with FirstTile's on a Hopper GPU.
+// **No GPU has run this yet.** It is taken only where PFGM_FAST_CUDA_HOPPER=1 asks for it, until `make gpu`
+// has compared its results and its time with FirstTile's on a Hopper GPU.
 //
-// Tiling: 128 queries × 256 charges a tile, two warpgroups of 64 queries; a block stays on its multiprocessor and takes every
-// gridDim-th tile, neighbours sharing charges. A warp of its own loads: 128 bytes of depth a stage, both operands by tensor maps
-// into the 128-byte swizzle, four stages ahead, past the end of a tile into the next. The warpgroups multiply
-// (wgmma m64n256k32, both operands from shared memory) with one stage's instructions in flight, then write from their registers.
-// Cost: as FirstTile; operands pass through registers nowhere, and shared memory is read once a warpgroup.
+// Tiling: 128 queries × 256 charges a tile, two warpgroups of 64 queries; a block stays on its multiprocessor
+// and takes every gridDim-th tile, neighbours sharing charges. A warp of its own loads: 128 bytes of depth a
+// stage, both operands by tensor maps into the 128-byte swizzle, four stages ahead, past the end of a tile
+// into the next. The warpgroups multiply (wgmma m64n256k32, both operands from shared memory) with one
+// stage's instructions in flight, then write from their registers. Cost: as FirstTile; operands pass through
+// registers nowhere, and shared memory is read once a warpgroup.
 #pragma once
 
 #include <cstdlib>
@@ -35,8 +37,10 @@ struct HopperGemmShared {
   Barrier full[kHopperStages];   // a stage's bytes have come
   Barrier empty[kHopperStages];  // each multiplying warp is done with a stage
 };
-static_assert(sizeof(HopperGemmShared::Stage) % kTileAlignment == 0 && kHopperQueries * kTileDepth % kTileAlignment == 0);
-constexpr size_t kHopperSharedBytes = sizeof(HopperGemmShared) + kTileAlignment;  // dynamic shared memory begins anywhere
+static_assert(sizeof(HopperGemmShared::Stage) % kTileAlignment == 0 &&
+              kHopperQueries * kTileDepth % kTileAlignment == 0);
+constexpr size_t kHopperSharedBytes =
+    sizeof(HopperGemmShared) + kTileAlignment;  // dynamic shared memory begins anywhere
 
 /// The next stage of a ring, and the parity of its barriers' phase.
 struct Ring {
@@ -48,7 +52,8 @@ struct Ring {
 };
 
 static __global__ void __launch_bounds__(kHopperThreads, 1)
-    distance_gemm_hopper_kernel(const __grid_constant__ TensorMap digits, const __grid_constant__ TensorMap charges, HopperGemmCall call) {
+    distance_gemm_hopper_kernel(const __grid_constant__ TensorMap digits,
+                                const __grid_constant__ TensorMap charges, HopperGemmCall call) {
 #if defined(PFGM_SM90A)
   unsigned char* memory = &shared_memory<unsigned char[kHopperSharedBytes]>()[0];
   memory += (kTileAlignment - shared_address(memory) % kTileAlignment) % kTileAlignment;
@@ -94,7 +99,8 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
       const uint64_t b = describe_tile(shared_address(stage.charges));
       group_fence();
 #pragma unroll
-      for (int step = 0; step < kTileDepth / 32; ++step) multiply_group(sum, a + 2 * step, b + 2 * step, k > 0 || step > 0);
+      for (int step = 0; step < kTileDepth / 32; ++step)
+        multiply_group(sum, a + 2 * step, b + 2 * step, k > 0 || step > 0);
       group_commit();
       group_wait<1>();
       if (k > 0 && lane == 0) barrier_arrive(&shared.empty[before]);  // the stage before has been read
@@ -116,7 +122,8 @@ static __global__ void __launch_bounds__(kHopperThreads, 1)
         const int64_t charge = charge_begin + 8 * c;
         if (pairs) {  // an even count: a pair is inside or outside, and aligned
           if (charge < call.count)
-            *reinterpret_cast<Vector<int32_t, 2>*>(row + charge) = {sum[4 * c + 2 * half], sum[4 * c + 2 * half + 1]};
+            *reinterpret_cast<Vector<int32_t, 2>*>(row + charge) = {sum[4 * c + 2 * half],
+                                                                    sum[4 * c + 2 * half + 1]};
         } else {
 #pragma unroll
           for (int i = 0; i < 2; ++i)
@@ -134,19 +141,22 @@ inline bool hopper_asked() {
   if (asked == nullptr || std::string(asked) != "1") return false;
 #if defined(PFGM_FAST_HOPPER)
   if (device_attribute(cudaDevAttrComputeCapabilityMajor) == 9) return true;
-  throw std::runtime_error("pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1 asks for a Hopper GPU (compute capability 9.0)");
+  throw std::runtime_error(
+      "pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1 asks for a Hopper GPU (compute capability 9.0)");
 #else
-  throw std::runtime_error("pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1, but the library was built without architecture 9.0a");
+  throw std::runtime_error(
+      "pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1, but the library was built without architecture 9.0a");
 #endif
 }
 
 inline void launch_distance_gemm_hopper(const DistanceGemmCall& call, Stream stream) {
   const TensorMap digits = make_tensor_map(call.digits, call.batch, call.dim, kHopperQueries);
   const TensorMap charges = make_tensor_map(call.charges, call.count, call.dim, kGroupColumns);
-  const int64_t tiles = ceil_div<int64_t>(call.batch, kHopperQueries) * ceil_div<int64_t>(call.count, kGroupColumns);
+  const int64_t tiles =
+      ceil_div<int64_t>(call.batch, kHopperQueries) * ceil_div<int64_t>(call.count, kGroupColumns);
   const int64_t blocks = tiles < multiprocessors() ? tiles : multiprocessors();
   launch<distance_gemm_hopper_kernel>(blocks, kHopperThreads, kHopperSharedBytes, stream, digits, charges,
-         HopperGemmCall{call.leading, call.batch, call.count, call.dim});
+                                      HopperGemmCall{call.leading, call.batch, call.count, call.dim});
 }
 
 }  // namespace pfgm

@@ -1,7 +1,8 @@
 // The last stage: a row's sums become an operator's outputs.
 //
-// finish_kernel: after weighted_difference; adds the splits in double. One thread an element; reads (splits × sets) partial sums.
-// byte_finish_kernel: after weighted_sum; dense rows from whole numbers, sparse rows from their support by direct differences.
+// finish_kernel: after weighted_difference; adds the splits in double. One thread an element; reads (splits ×
+// sets) partial sums. byte_finish_kernel: after weighted_sum; dense rows from whole numbers, sparse rows from
+// their support by direct differences.
 #pragma once
 
 #include "../device.h"
@@ -21,7 +22,7 @@ struct FinishCall {
   const T* partial;       // (splits, sets, batch, dim)
   int64_t batch, dim, splits, sets;
   T divisor, offset;
-  T* out;    // (batch, dim)
+  T* out;       // (batch, dim)
   T* gradient;  // (batch, dim), score
 };
 
@@ -36,7 +37,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C>
   const int64_t at = row * call.dim + column, set = call.batch * call.dim;
   const auto merged = [&](int64_t which) {
     double sum = 0;
-    for (int64_t s = 0; s < call.splits; ++s) sum += static_cast<double>(call.partial[(s * call.sets + which) * set + at]);
+    for (int64_t s = 0; s < call.splits; ++s)
+      sum += static_cast<double>(call.partial[(s * call.sets + which) * set + at]);
     return sum / state.total;
   };
   const Values<T> values(call.divisor, call.offset);
@@ -48,12 +50,14 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C>
   }
   const T r = call.r[row], r_next = call.r_next ? call.r_next[row] : T(0);
   call.out[at] = field_output(call.op, x, y, static_cast<T>(sum), r, r_next);
-  if (call.gradient) call.gradient[at] = static_cast<T>(merged(1) + (static_cast<double>(y) - static_cast<double>(x)) * share);
+  if (call.gradient)
+    call.gradient[at] = static_cast<T>(merged(1) + (static_cast<double>(y) - static_cast<double>(x)) * share);
 }
 
 template <class T, class C>
 void launch_finish(const FinishCall<T, C>& call, Stream stream) {
-  launch<finish_kernel<T, C>>(call.batch * ceil_div<int64_t>(call.dim, kFinishThreads), kFinishThreads, 0, stream, call);
+  launch<finish_kernel<T, C>>(call.batch * ceil_div<int64_t>(call.dim, kFinishThreads), kFinishThreads, 0,
+                              stream, call);
 }
 
 struct ByteFinishCall {
@@ -73,12 +77,14 @@ struct ByteFinishCall {
 constexpr int kByteFinishThreads = 128;
 constexpr int kByteFinishColumns = 4 * kByteFinishThreads;
 
-/// Block `i` serves the i-th query. A dense one's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w (y − y_a) by differences.
+/// Block `i` serves the i-th query. A dense one's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w
+/// (y − y_a) by differences.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall call) {
   const int64_t tiles = ceil_div<int64_t>(call.dim, kByteFinishColumns);
   const int64_t slot = blockIdx.x / tiles % call.batch;
-  const bool dense_grid = blockIdx.x >= tiles * call.batch;  // the second half of the grid: dense queries by their slots
+  const bool dense_grid =
+      blockIdx.x >= tiles * call.batch;  // the second half of the grid: dense queries by their slots
   const int dense = *call.weight_digits.dense;
   if (dense_grid && slot >= dense) return;
   const int64_t row = dense_grid ? call.weight_digits.queries[slot] : slot;
@@ -105,7 +111,8 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
     float together[4] = {};
     for (int at = 0; at < state.used; ++at) {
       const float weight = call.weight_digits.weight[row * kListed + at];
-      const Four bytes = load<uint8_t, 4>(call.charges + call.weight_digits.charge[row * kListed + at] * call.dim + column);
+      const Four bytes =
+          load<uint8_t, 4>(call.charges + call.weight_digits.charge[row * kListed + at] * call.dim + column);
 #pragma unroll
       for (int c = 0; c < 4; ++c) together[c] += weight * (values(bytes.at[c]) - anchor[c]);
     }
@@ -125,7 +132,8 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
 
 template <int kThreads = kByteFinishThreads>
 void launch_byte_finish(const ByteFinishCall& call, Stream stream) {
-  launch<byte_finish_kernel<kThreads>>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns), kByteFinishThreads, 0, stream, call);
+  launch<byte_finish_kernel<kThreads>>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns),
+                                       kByteFinishThreads, 0, stream, call);
 }
 
 }  // namespace pfgm

@@ -1,8 +1,9 @@
-// What the kernels behind a first product know of a row of gaps: its least, by groups of 32 charges, so that no row is read only
-// to find its anchor; and how a row is cut over blocks.
+// What the kernels behind a first product know of a row of gaps: its least, by groups of 32 charges, so that
+// no row is read only to find its anchor; and how a row is cut over blocks.
 //
-// The kernels that write gaps in one piece write the groups' least too (a warp's 32 charges, by shuffles). Where N was split,
-// merge_gaps_kernel adds the splits in a fixed order, in place, and finds them. Cost: reads 8 bytes a pair and split, writes 8.
+// The kernels that write gaps in one piece write the groups' least too (a warp's 32 charges, by shuffles).
+// Where N was split, merge_gaps_kernel adds the splits in a fixed order, in place, and finds them. Cost:
+// reads 8 bytes a pair and split, writes 8.
 #pragma once
 
 #include "../device.h"
@@ -19,11 +20,14 @@ constexpr int64_t kLeastPart = 2048;  // charges of a row that are worth a block
 constexpr int64_t kLeastPart = 64;  // tests are small, and shall take several parts
 #endif
 
-__host__ __device__ __forceinline__ int64_t groups_of(int64_t count) { return ceil_div<int64_t>(count, kGroup); }
+__host__ __device__ __forceinline__ int64_t groups_of(int64_t count) {
+  return ceil_div<int64_t>(count, kGroup);
+}
 
 /// Blocks a row: so many that eight a multiprocessor come together, for most rows need little.
 inline int64_t row_parts(int64_t batch, int64_t count) {
-  const int64_t wanted = ceil_div<int64_t>(8 * multiprocessors(), batch), most = ceil_div<int64_t>(count, kLeastPart);
+  const int64_t wanted = ceil_div<int64_t>(8 * multiprocessors(), batch),
+                most = ceil_div<int64_t>(count, kLeastPart);
   const int64_t parts = wanted < most ? wanted : most;
   return parts < 32 ? parts : 32;
 }
@@ -34,7 +38,8 @@ struct Part {
 };
 __device__ __forceinline__ Part part_of(int64_t count, int parts, int part) {
   const int64_t length = ceil_div<int64_t>(groups_of(count), parts) * kGroup, begin = part * length;
-  return {static_cast<int>(begin < count ? begin : count), static_cast<int>(begin + length < count ? begin + length : count)};
+  return {static_cast<int>(begin < count ? begin : count),
+          static_cast<int>(begin + length < count ? begin + length : count)};
 }
 
 /// The lesser; NaN is never less.
@@ -56,14 +61,16 @@ struct Nearest {
   int charge;
 };
 
-/// The smaller gap; of equal ones the lower index, so that the choice does not depend on the order of threads.
+/// The smaller gap; of equal ones the lower index, so that the choice does not depend on the order of
+/// threads.
 __device__ __forceinline__ Nearest nearer(Nearest a, Nearest b) {
   return b.gap < a.gap || (b.gap == a.gap && b.charge < a.charge) ? b : a;
 }
 __device__ __forceinline__ Nearest warp_nearest(Nearest mine) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    mine = nearer(mine, {__shfl_xor_sync(kAllLanes, mine.gap, offset), __shfl_xor_sync(kAllLanes, mine.charge, offset)});
+    mine = nearer(mine, {__shfl_xor_sync(kAllLanes, mine.gap, offset),
+                         __shfl_xor_sync(kAllLanes, mine.charge, offset)});
   return mine;
 }
 
@@ -75,8 +82,10 @@ struct NearestShared {
 
 /// A row's anchor, in every thread: the group of the least gap, then the charge.
 template <int kThreads>
-__device__ __forceinline__ Nearest row_nearest(const double* gaps, const double* least, int count, NearestShared<kThreads>& shared) {
-  const int groups = static_cast<int>(groups_of(count)), warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+__device__ __forceinline__ Nearest row_nearest(const double* gaps, const double* least, int count,
+                                               NearestShared<kThreads>& shared) {
+  const int groups = static_cast<int>(groups_of(count)), warp = threadIdx.x / kWarp,
+            lane = threadIdx.x % kWarp;
   Nearest group{std::numeric_limits<double>::infinity(), 0};
   for (int g = threadIdx.x; g < groups; g += kThreads) group = nearer(group, {least[g], g});
   group = warp_nearest(group);
@@ -108,12 +117,14 @@ __global__ void __launch_bounds__(kThreads) merge_gaps_kernel(MergeCall call) {
     *gap = sum;
   }
   const int64_t group = charge / kGroup;
-  if (group < groups_of(call.count)) write_least(sum, call.least + row * groups_of(call.count) + group);  // a whole warp, or nobody
+  if (group < groups_of(call.count))
+    write_least(sum, call.least + row * groups_of(call.count) + group);  // a whole warp, or nobody
 }
 
 template <int kThreads = kMergeThreads>
 void launch_merge_gaps(const MergeCall& call, Stream stream) {
-  launch<merge_gaps_kernel<kThreads>>(call.batch * ceil_div<int64_t>(call.count, kThreads), kThreads, 0, stream, call);
+  launch<merge_gaps_kernel<kThreads>>(call.batch * ceil_div<int64_t>(call.count, kThreads), kThreads, 0,
+                                      stream, call);
 }
 
 }  // namespace pfgm

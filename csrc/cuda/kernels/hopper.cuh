@@ -1,5 +1,5 @@
-// What Hopper (sm_90a) adds to the device layer: tensor maps and their loads, barriers in shared memory that count bytes, matrix
-// instructions of a warpgroup. PTX here, tests/cuda_host/hopper.h on the host.
+// What Hopper (sm_90a) adds to the device layer: tensor maps and their loads, barriers in shared memory that
+// count bytes, matrix instructions of a warpgroup. PTX here, tests/cuda_host/hopper.h on the host.
 #pragma once
 
 #include "../device.h"
@@ -15,15 +15,18 @@
 namespace pfgm {
 
 constexpr int kWarpgroup = 4 * kWarp;
-constexpr int kTileDepth = 128;      // bytes of a row in shared memory: one atom of the 128-byte swizzle
-constexpr int kTileAlignment = 1024;  // of a tile in shared memory: eight rows, after which the swizzle repeats
-constexpr int kGroupColumns = 256;   // of one matrix instruction: 64 rows × 256 columns × 32 bytes of depth
+constexpr int kTileDepth = 128;  // bytes of a row in shared memory: one atom of the 128-byte swizzle
+constexpr int kTileAlignment =
+    1024;                           // of a tile in shared memory: eight rows, after which the swizzle repeats
+constexpr int kGroupColumns = 256;  // of one matrix instruction: 64 rows × 256 columns × 32 bytes of depth
 constexpr int kGroupSums = 64 * kGroupColumns / kWarpgroup;
 
-/// Describes a tile of rows of 128 bytes, swizzled, for a matrix instruction: address and the step of 1,024 bytes between groups of
-/// eight rows, in units of 16 bytes; layout 1 in the two highest bits is the 128-byte swizzle. 32 bytes of depth further is `+ 2`.
+/// Describes a tile of rows of 128 bytes, swizzled, for a matrix instruction: address and the step of 1,024
+/// bytes between groups of eight rows, in units of 16 bytes; layout 1 in the two highest bits is the 128-byte
+/// swizzle. 32 bytes of depth further is `+ 2`.
 __device__ __forceinline__ uint64_t describe_tile(uint32_t address) {
-  return uint64_t{1} << 62 | uint64_t{kTileAlignment / 16} << 32 | uint64_t{1} << 16 | (address & 0x3ffff) >> 4;
+  return uint64_t{1} << 62 | uint64_t{kTileAlignment / 16} << 32 | uint64_t{1} << 16 |
+         (address & 0x3ffff) >> 4;
 }
 
 #if defined(__CUDACC__)
@@ -31,26 +34,34 @@ __device__ __forceinline__ uint64_t describe_tile(uint32_t address) {
 using TensorMap = CUtensorMap;
 using Barrier = uint64_t;
 
-/// `rows` × `width` bytes, row-major and without gaps, read in tiles of `tile_rows` × 128 bytes; zeros outside.
+/// `rows` × `width` bytes, row-major and without gaps, read in tiles of `tile_rows` × 128 bytes; zeros
+/// outside.
 inline TensorMap make_tensor_map(const void* base, int64_t rows, int64_t width, int tile_rows) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found{};
 #if CUDART_VERSION >= 12050
-    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found), "tensor maps");
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault,
+                                           &found),
+          "tensor maps");
 #else
-    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found), "tensor maps");
+    check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &function, cudaEnableDefault, &found),
+          "tensor maps");
 #endif
-    if (found != cudaDriverEntryPointSuccess) throw std::runtime_error("pfgm_fast CUDA: the driver has no tensor maps");
+    if (found != cudaDriverEntryPointSuccess)
+      throw std::runtime_error("pfgm_fast CUDA: the driver has no tensor maps");
     return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(function);
   }();
   TensorMap map{};
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)}, strides[1] = {sizes[0]};
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(rows)},
+                   strides[1] = {sizes[0]};
   const cuuint32_t box[2] = {kTileDepth, static_cast<cuuint32_t>(tile_rows)}, steps[2] = {1, 1};
-  const CUresult status = encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(base), sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) throw std::runtime_error("pfgm_fast CUDA: tensor map: error " + std::to_string(static_cast<int>(status)));
+  const CUresult status =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT8, 2, const_cast<void*>(base), sizes, strides, box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    throw std::runtime_error("pfgm_fast CUDA: tensor map: error " + std::to_string(static_cast<int>(status)));
   return map;
 }
 
@@ -59,18 +70,24 @@ inline TensorMap make_tensor_map(const void* base, int64_t rows, int64_t width, 
 
 /// A phase of the barrier ends when `arrivals` have come and all bytes that were announced.
 __device__ __forceinline__ void barrier_init(Barrier* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 /// After the last barrier_init, before the block's __syncthreads.
-__device__ __forceinline__ void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory"); }
+__device__ __forceinline__ void barriers_ready() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory");
+}
 __device__ __forceinline__ void barrier_arrive(Barrier* barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
 }
 /// Arrives, and announces `bytes` of this phase's loads.
 __device__ __forceinline__ void barrier_expect(Barrier* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
 }
-/// Waits for the end of the phase of this parity; phases count from 0, and the one before the first counts as ended.
+/// Waits for the end of the phase of this parity; phases count from 0, and the one before the first counts as
+/// ended.
 __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
   asm volatile(
       "{\n"
@@ -85,25 +102,35 @@ __device__ __forceinline__ void barrier_wait(Barrier* barrier, int parity) {
       : "memory");
 }
 /// A tile from (row, column) on, to shared memory; its bytes count on the barrier, those outside too.
-__device__ __forceinline__ void load_tile(void* to, const TensorMap* map, int64_t row, int64_t column, Barrier* barrier) {
-  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];\n" ::"r"(shared_address(to)),
-               "l"(map), "r"(static_cast<int>(column)), "r"(static_cast<int>(row)), "r"(shared_address(barrier))
-               : "memory");
+__device__ __forceinline__ void load_tile(void* to, const TensorMap* map, int64_t row, int64_t column,
+                                          Barrier* barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], "
+      "[%4];\n" ::"r"(shared_address(to)),
+      "l"(map), "r"(static_cast<int>(column)), "r"(static_cast<int>(row)), "r"(shared_address(barrier))
+      : "memory");
 }
 /// Before the first matrix instruction of a group: what the threads wrote to the sums is seen.
 __device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
-__device__ __forceinline__ void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+__device__ __forceinline__ void group_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
 /// Wait until at most `kInFlight` of the committed groups are unfinished.
 template <int kInFlight>
 __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kInFlight) : "memory");
 }
 
-#define PFGM_SUMS_8(i) "+r"(sum[i]), "+r"(sum[i + 1]), "+r"(sum[i + 2]), "+r"(sum[i + 3]), "+r"(sum[i + 4]), "+r"(sum[i + 5]), "+r"(sum[i + 6]), "+r"(sum[i + 7])
-#define PFGM_SUMS_64(i) \
-  PFGM_SUMS_8(i), PFGM_SUMS_8(i + 8), PFGM_SUMS_8(i + 16), PFGM_SUMS_8(i + 24), PFGM_SUMS_8(i + 32), PFGM_SUMS_8(i + 40), PFGM_SUMS_8(i + 48), PFGM_SUMS_8(i + 56)
-/// sum = (keep ? sum : 0) + A Bᵀ, A 64 rows of signed bytes, B 256 rows of unsigned bytes, 32 bytes of depth; asynchronous.
-__device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums], uint64_t a, uint64_t b, bool keep) {
+#define PFGM_SUMS_8(i)                                                                                    \
+  "+r"(sum[i]), "+r"(sum[i + 1]), "+r"(sum[i + 2]), "+r"(sum[i + 3]), "+r"(sum[i + 4]), "+r"(sum[i + 5]), \
+      "+r"(sum[i + 6]), "+r"(sum[i + 7])
+#define PFGM_SUMS_64(i)                                                                              \
+  PFGM_SUMS_8(i), PFGM_SUMS_8(i + 8), PFGM_SUMS_8(i + 16), PFGM_SUMS_8(i + 24), PFGM_SUMS_8(i + 32), \
+      PFGM_SUMS_8(i + 40), PFGM_SUMS_8(i + 48), PFGM_SUMS_8(i + 56)
+/// sum = (keep ? sum : 0) + A Bᵀ, A 64 rows of signed bytes, B 256 rows of unsigned bytes, 32 bytes of depth;
+/// asynchronous.
+__device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums], uint64_t a, uint64_t b,
+                                               bool keep) {
   asm volatile(
       "{\n"
       ".reg .pred keep;\n"
@@ -130,7 +157,6 @@ __device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums], uint6
 
 #define PFGM_SM90A 1
 using emulate::Barrier;
-using emulate::TensorMap;
 using emulate::barrier_arrive;
 using emulate::barrier_expect;
 using emulate::barrier_init;
@@ -141,6 +167,7 @@ using emulate::group_fence;
 using emulate::load_tile;
 using emulate::multiply_group;
 using emulate::shared_address;
+using emulate::TensorMap;
 
 inline TensorMap make_tensor_map(const void* base, int64_t rows, int64_t width, int tile_rows) {
   return emulate::make_tensor_map(base, rows, width, tile_rows, kTileDepth);

@@ -1,11 +1,12 @@
-// After the first digit: which queries surely see one charge. With e = X − 2^16 s D what the first digit leaves out of x,
-// the gap between charges j and a is known to 2|e·(b_j − b_a)| ≤ 2 ‖e‖ δ (‖y_j − μ‖ + ‖y_a − μ‖) (Cauchy and Schwarz). Where even so every
-// charge but the nearest is beyond the cut of the weights, the query is served here: its field is one exact difference.
-// The others are listed, and pay for the other digits.
+// After the first digit: which queries surely see one charge. With e = X − 2^16 s D what the first digit
+// leaves out of x, the gap between charges j and a is known to 2|e·(b_j − b_a)| ≤ 2 ‖e‖ δ (‖y_j − μ‖ + ‖y_a −
+// μ‖) (Cauchy and Schwarz). Where even so every charge but the nearest is beyond the cut of the weights, the
+// query is served here: its field is one exact difference. The others are listed, and pay for the other
+// digits.
 //
-// Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; the last of a row decides. In float: what
-// that rounds away (kRounding) widens the bounds.
-// Cost: reads 4 bytes a pair and 8 a charge (from L2): two conversions-free float operations for the gap, four for its bounds.
+// Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; the last of a row
+// decides. In float: what that rounds away (kRounding) widens the bounds. Cost: reads 4 bytes a pair and 8 a
+// charge (from L2): two conversions-free float operations for the gap, four for its bounds.
 #pragma once
 
 #include "distance_gemm.cuh"
@@ -13,17 +14,18 @@
 
 namespace pfgm {
 
-/// Of a gap in float, in (δ²‖y − μ‖² + 2|X·b|): five roundings of 2^-24 at most, and as many of the bounds themselves.
+/// Of a gap in float, in (δ²‖y − μ‖² + 2|X·b|): five roundings of 2^-24 at most, and as many of the bounds
+/// themselves.
 constexpr float kRounding = 6e-7f;
 
 /// A candidate and the two lowest bounds; the lowest that is not the candidate's own is among them.
 struct Bounds {
-  float nearest;     // gap
-  int charge;        // whose
-  float upper;       // what this gap is at most
-  float lowest;      // what any gap is at least,
-  int owner;         // whose,
-  float next;        // and the second lowest
+  float nearest;  // gap
+  int charge;     // whose
+  float upper;    // what this gap is at most
+  float lowest;   // what any gap is at least,
+  int owner;      // whose,
+  float next;     // and the second lowest
 };
 __device__ __forceinline__ Bounds merge_bounds(const Bounds& a, const Bounds& b) {
   Bounds result = b.nearest < a.nearest || (b.nearest == a.nearest && b.charge < a.charge) ? b : a;
@@ -66,7 +68,8 @@ template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
   ScreenShared& shared = shared_memory<ScreenShared>();
   const int64_t row = blockIdx.x / call.parts;
-  const int my_part = static_cast<int>(blockIdx.x % call.parts), lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int my_part = static_cast<int>(blockIdx.x % call.parts), lane = threadIdx.x % kWarp,
+            warp = threadIdx.x / kWarp;
   const float unit = static_cast<float>(-2.0 * 65536 * call.scale[row]);
   const float slack = static_cast<float>(2 * call.residual[row] * (1 + 1e-6));
   const int32_t* leading = call.leading + row * call.count;
@@ -94,9 +97,11 @@ __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
   }
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2)
-    mine = merge_bounds(mine, {__shfl_xor_sync(kAllLanes, mine.nearest, offset), __shfl_xor_sync(kAllLanes, mine.charge, offset),
-                               __shfl_xor_sync(kAllLanes, mine.upper, offset), __shfl_xor_sync(kAllLanes, mine.lowest, offset),
-                               __shfl_xor_sync(kAllLanes, mine.owner, offset), __shfl_xor_sync(kAllLanes, mine.next, offset)});
+    mine = merge_bounds(
+        mine,
+        {__shfl_xor_sync(kAllLanes, mine.nearest, offset), __shfl_xor_sync(kAllLanes, mine.charge, offset),
+         __shfl_xor_sync(kAllLanes, mine.upper, offset), __shfl_xor_sync(kAllLanes, mine.lowest, offset),
+         __shfl_xor_sync(kAllLanes, mine.owner, offset), __shfl_xor_sync(kAllLanes, mine.next, offset)});
   if (lane == 0) shared.bounds[warp] = mine;
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -109,8 +114,8 @@ __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
   Bounds all = call.part[row * call.parts];
   for (int p = 1; p < call.parts; ++p) all = merge_bounds(all, call.part[row * call.parts + p]);
   const Values<float> values(call.divisor, call.offset);
-  const double squares =
-      block_distance<kThreads>(call.charges + all.charge * call.dim, call.x + row * call.dim, call.dim, values, shared.slots);
+  const double squares = block_distance<kThreads>(call.charges + all.charge * call.dim,
+                                                  call.x + row * call.dim, call.dim, values, shared.slots);
   if (threadIdx.x != 0) return;
   const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
   const WeightFunction<float> function(squares + r * r, r, total_dim);
@@ -132,7 +137,8 @@ __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
 }
 
 inline void launch_screen(const ScreenCall& call, Stream stream) {
-  launch<screen_kernel<kRowThreads>>(call.batch * call.parts, kRowThreads, sizeof(ScreenShared), stream, call);
+  launch<screen_kernel<kRowThreads>>(call.batch * call.parts, kRowThreads, sizeof(ScreenShared), stream,
+                                     call);
 }
 
 }  // namespace pfgm

@@ -1,10 +1,12 @@
-// Small N in one launch: nearest charge, then weights and Σ w (y − y_a) with a running maximum, for 32 queries a block.
+// Small N in one launch: nearest charge, then weights and Σ w (y − y_a) with a running maximum, for 32
+// queries a block.
 //
-// Tiling: 16 warps; a warp's lanes are 32 queries, each warp takes a sixteenth of every tile of charges, which lie decoded in
-// shared memory and are read by broadcast. Two sweeps over the charges: the first finds the anchor (so that log-weights are
-// −p log1p of a ratio, as everywhere), the second sums. The warps' sums are merged in a fixed order.
-// Cost: 2 N operations a pair for the first sweep, 3 N + one log1p + one exp for the second; charges are read twice a block
-// (from L2), queries once, nothing but the answer is written. Bound by arithmetic.
+// Tiling: 16 warps; a warp's lanes are 32 queries, each warp takes a sixteenth of every tile of charges,
+// which lie decoded in shared memory and are read by broadcast. Two sweeps over the charges: the first finds
+// the anchor (so that log-weights are −p log1p of a ratio, as everywhere), the second sums. The warps' sums
+// are merged in a fixed order. Cost: 2 N operations a pair for the first sweep, 3 N + one log1p + one exp for
+// the second; charges are read twice a block (from L2), queries once, nothing but the answer is written.
+// Bound by arithmetic.
 #pragma once
 
 #include "../device.h"
@@ -29,7 +31,7 @@ struct SmallNCall {
   int64_t batch, count, dim;  // dim ≤ kDim
   T divisor, offset;
   double aug_dim;
-  T* out;    // (batch, dim), or null
+  T* out;       // (batch, dim), or null
   double* lse;  // (batch), or null
 };
 
@@ -47,18 +49,19 @@ struct SmallNShared {
 };
 
 template <class T, class C, int kDim>
-__device__ __forceinline__ void load_charges(SmallNShared<T, kDim>& shared, const SmallNCall<T, C>& call, int64_t begin) {
+__device__ __forceinline__ void load_charges(SmallNShared<T, kDim>& shared, const SmallNCall<T, C>& call,
+                                             int64_t begin) {
   const Values<T> values(call.divisor, call.offset);
   __syncthreads();
   for (int i = threadIdx.x; i < kSmallNTile * kDim; i += kSmallNThreads) {
     const int64_t charge = begin + i / kDim;
     const int k = i % kDim;
-    shared.charge[i / kDim][k] = charge < call.count && k < call.dim
-                                     ? values(call.charges[charge * call.dim + k])
-                                     : T(0);
+    shared.charge[i / kDim][k] =
+        charge < call.count && k < call.dim ? values(call.charges[charge * call.dim + k]) : T(0);
   }
   for (int i = threadIdx.x; i < kSmallNTile; i += kSmallNThreads)
-    shared.log_weight[i] = call.log_weights && begin + i < call.count ? static_cast<T>(call.log_weights[begin + i]) : T(0);
+    shared.log_weight[i] =
+        call.log_weights && begin + i < call.count ? static_cast<T>(call.log_weights[begin + i]) : T(0);
   __syncthreads();
 }
 
@@ -126,7 +129,8 @@ __global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T
   for (int64_t begin = 0; begin < call.count; begin += kSmallNTile) {
     load_charges(shared, call, begin);
     const int stop = call.count - begin < kSmallNTile ? static_cast<int>(call.count - begin) : kSmallNTile;
-    T tile_sum[kDim] = {}, tile_total = 0;  // a tile at a time: the rounding error does not grow with the number of charges
+    T tile_sum[kDim] = {},
+      tile_total = 0;  // a tile at a time: the rounding error does not grow with the number of charges
 #pragma unroll 2
     for (int j = warp; j < stop; j += kSmallNWarps) {
       const T ratio = (squared_distance(shared.charge[j], x) - nearest) * inverse_base;
@@ -160,16 +164,19 @@ __global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T
 
   // Warp w writes columns w, w + 16, ... of all 32 queries; warp 0 the log-sum-exp.
   T top = shared.merge[0][kDim + 1][lane];
-  for (int w = 1; w < kSmallNWarps; ++w) top = shared.merge[w][kDim + 1][lane] > top ? shared.merge[w][kDim + 1][lane] : top;
+  for (int w = 1; w < kSmallNWarps; ++w)
+    top = shared.merge[w][kDim + 1][lane] > top ? shared.merge[w][kDim + 1][lane] : top;
   double all = 0;
   for (int w = 0; w < kSmallNWarps; ++w)
-    all += static_cast<double>(shared.merge[w][kDim][lane]) * static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
+    all += static_cast<double>(shared.merge[w][kDim][lane]) *
+           static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
   const T nan = std::numeric_limits<T>::quiet_NaN();
   if (call.out && inside) {
     for (int k = warp; k < call.dim; k += kSmallNWarps) {
       double merged = 0;
       for (int w = 0; w < kSmallNWarps; ++w)
-        merged += static_cast<double>(shared.merge[w][k][lane]) * static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
+        merged += static_cast<double>(shared.merge[w][k][lane]) *
+                  static_cast<double>(exponential(shared.merge[w][kDim + 1][lane] - top));
       const T here = call.x[row * call.dim + k], y = values(call.charges[where * call.dim + k]);
       const T r_next = call.r_next ? call.r_next[row] : T(0);
       const T out = field_output(call.op, here, y, static_cast<T>(merged / all), static_cast<T>(r), r_next);
@@ -178,13 +185,15 @@ __global__ void __launch_bounds__(kSmallNThreads, 1) small_n_kernel(SmallNCall<T
   }
   if (call.lse && inside && warp == 0) {
     const double sum_of_all = static_cast<double>(top) + log(all);
-    call.lse[row] = good ? sum_of_all + anchor_log_weight(static_cast<double>(nearest), r, total_dim) : std::numeric_limits<double>::quiet_NaN();
+    call.lse[row] = good ? sum_of_all + anchor_log_weight(static_cast<double>(nearest), r, total_dim)
+                         : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
 template <int kDim, class T, class C>
 void launch_small_n(const SmallNCall<T, C>& call, Stream stream) {
-  launch<small_n_kernel<T, C, kDim>>(ceil_div<int64_t>(call.batch, kWarp), kSmallNThreads, sizeof(SmallNShared<T, kDim>), stream, call);
+  launch<small_n_kernel<T, C, kDim>>(ceil_div<int64_t>(call.batch, kWarp), kSmallNThreads,
+                                     sizeof(SmallNShared<T, kDim>), stream, call);
 }
 
 }  // namespace pfgm

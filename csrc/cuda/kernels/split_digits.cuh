@@ -1,9 +1,10 @@
-// Numbers as digits (Ozaki's scheme): X = s Q, s one number a row, Q whole numbers of 24 bits in three signed digits of 8,
-// Q = 2^16 d1 + 2^8 d2 + d3, so that integer tensor cores multiply them without an error.
+// Numbers as digits (Ozaki's scheme): X = s Q, s one number a row, Q whole numbers of 24 bits in three signed
+// digits of 8, Q = 2^16 d1 + 2^8 d2 + d3, so that integer tensor cores multiply them without an error.
 //
-// split_digits_kernel: one block a query; reads x three times, writes 3 bytes an element. Further blocks write the charges' norms in
-// float, which the screening would otherwise take a root of for each pair; and what the kernels behind count is set to 0.
-// split_charge_digits_kernel: one block a charge; reads 8 bytes an element (the second time from L1), writes 3: digit + 128.
+// split_digits_kernel: one block a query; reads x three times, writes 3 bytes an element. Further blocks
+// write the charges' norms in float, which the screening would otherwise take a root of for each pair; and
+// what the kernels behind count is set to 0. split_charge_digits_kernel: one block a charge; reads 8 bytes an
+// element (the second time from L1), writes 3: digit + 128.
 #pragma once
 
 #include "../device.h"
@@ -14,7 +15,8 @@ constexpr int kDigits = 3;  // of 8 bits
 
 constexpr int kDigitThreads = 256;
 constexpr int64_t kNormsOfBlock = 4 * kDigitThreads;
-constexpr double kDigitLargest = 127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
+constexpr double kDigitLargest =
+    127.0 * 65536 + 127 * 256 + 127;  // what three signed digits hold with the first below 128
 
 /// δ² ‖y − μ‖², and δ ‖y − μ‖ rounded up.
 struct ChargeNorm {
@@ -27,17 +29,17 @@ struct DigitCall {
   const T* center;  // (dim)
   double divisor;
   int64_t batch, dim, stride;  // stride: of a row of digits, zeros behind dim
-  int8_t* digits;    // (3, batch, stride), the most significant first
-  double* scale;     // (batch): s_i; NaN where x is not finite
-  double* residual;  // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
-  double* norm;      // (batch): ‖X‖, or null
-  int* sums;         // (3, batch): Σ_k of each digit, or null
-  int* counters;     // two,
-  int* arrived;      // (batch),
-  int* listed;       // and (batch) or null: set to 0 for the kernels behind
-  const double* sq_norms;  // (count), where norms are wanted
-  ChargeNorm* norms;       // (count)
-  int64_t count;           // 0: none are
+  int8_t* digits;              // (3, batch, stride), the most significant first
+  double* scale;               // (batch): s_i; NaN where x is not finite
+  double* residual;            // (batch): ‖X − 2^16 s D‖ with D the first digit: what it leaves out
+  double* norm;                // (batch): ‖X‖, or null
+  int* sums;                   // (3, batch): Σ_k of each digit, or null
+  int* counters;               // two,
+  int* arrived;                // (batch),
+  int* listed;                 // and (batch) or null: set to 0 for the kernels behind
+  const double* sq_norms;      // (count), where norms are wanted
+  ChargeNorm* norms;           // (count)
+  int64_t count;               // 0: none are
 };
 
 struct DigitShared {
@@ -72,7 +74,9 @@ __global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T
     return;
   }
   const T* x = call.x + row * call.dim;
-  const auto unit = [&](int64_t k) { return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor; };
+  const auto unit = [&](int64_t k) {
+    return (static_cast<double>(x[k]) - static_cast<double>(call.center[k])) * call.divisor;
+  };
   double largest = 0, squares = 0;
   for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) {
     const double value = unit(k);
@@ -104,7 +108,8 @@ __global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T
   }
   if (call.sums)
     for (int digit = 0; digit < kDigits; ++digit) {
-      const double sum = block_reduce<kDigitThreads>(sums[digit], Sum{}, shared.slots);  // whole numbers: exact
+      const double sum =
+          block_reduce<kDigitThreads>(sums[digit], Sum{}, shared.slots);  // whole numbers: exact
       if (threadIdx.x == 0) call.sums[digit * call.batch + row] = static_cast<int>(sum);
     }
   if (threadIdx.x == 0) {
@@ -118,7 +123,8 @@ __global__ void __launch_bounds__(kDigitThreads) split_digits_kernel(DigitCall<T
 
 template <class T>
 void launch_split_digits(const DigitCall<T>& call, Stream stream) {
-  launch<split_digits_kernel<T>>(call.batch + ceil_div<int64_t>(call.count, kNormsOfBlock), kDigitThreads, sizeof(DigitShared), stream, call);
+  launch<split_digits_kernel<T>>(call.batch + ceil_div<int64_t>(call.count, kNormsOfBlock), kDigitThreads,
+                                 sizeof(DigitShared), stream, call);
 }
 
 template <class T>
@@ -135,9 +141,12 @@ __global__ void __launch_bounds__(kDigitThreads) split_charge_digits_kernel(Char
   DigitShared& shared = shared_memory<DigitShared>();
   const int64_t row = blockIdx.x;
   const T* y = call.charges + row * call.dim;
-  const auto unit = [&](int64_t k) { return static_cast<double>(y[k]) - static_cast<double>(call.center[k]); };
+  const auto unit = [&](int64_t k) {
+    return static_cast<double>(y[k]) - static_cast<double>(call.center[k]);
+  };
   double largest = 0;
-  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads) largest = MaximumOrNaN{}(largest, fabs(unit(k)));
+  for (int64_t k = threadIdx.x; k < call.dim; k += kDigitThreads)
+    largest = MaximumOrNaN{}(largest, fabs(unit(k)));
   largest = block_reduce<kDigitThreads>(largest, MaximumOrNaN{}, shared.slots);
   const bool good = isfinite(largest);
   const double scale = largest > 0 ? largest / kDigitLargest : 1.0, inverse = good ? 1.0 / scale : 0.0;

@@ -1,9 +1,11 @@
-// The fused steps: out = [x +] a v [+ b v'], a and b a number a row that depends on the row's norms ‖v‖, ‖v'‖.
+// The fused steps: out = [x +] a v [+ b v'], a and b a number a row that depends on the row's norms ‖v‖,
+// ‖v'‖.
 //
-// Tiling: a row belongs to one warp (8 rows a block) or one block of 256 or 1024 threads, which keeps it in registers between the
-// norm and the update, in vectors of 16 bytes where rows are aligned. Longer rows are cut into segments: one launch writes
-// each segment's sum of squares, a second one adds them up in a fixed order and updates.
-// Cost: reads v, v' and x once, writes out once (long rows: v and v' twice, the second time mostly from L2); bound by memory.
+// Tiling: a row belongs to one warp (8 rows a block) or one block of 256 or 1024 threads, which keeps it in
+// registers between the norm and the update, in vectors of 16 bytes where rows are aligned. Longer rows are
+// cut into segments: one launch writes each segment's sum of squares, a second one adds them up in a fixed
+// order and updates. Cost: reads v, v' and x once, writes out once (long rows: v and v' twice, the second
+// time mostly from L2); bound by memory.
 #pragma once
 
 #include "../device.h"
@@ -15,7 +17,8 @@ constexpr int kLongStepThreads = 1024;
 constexpr int kStepItems = 4;
 constexpr int kStepSegment = 8192;  // elements of a long row that one block handles
 
-/// A tensor of numbers, a row each or one for all rows, float32/float64/bfloat16/float16: the steps' z, z', v_z.
+/// A tensor of numbers, a row each or one for all rows, float32/float64/bfloat16/float16: the steps' z, z',
+/// v_z.
 struct PerRow {
   enum class Type : int { kFloat, kDouble, kBFloat16, kHalf };
   const void* data;
@@ -37,7 +40,8 @@ struct Factors {
   T first, second;
 };
 
-/// The divisor v_z of dx/dz = v_x/v_z: PFGM eq. 6; below z_exp appendix B.2.3 (reference.drift has the words).
+/// The divisor v_z of dx/dz = v_x/v_z: PFGM eq. 6; below z_exp appendix B.2.3 (reference.drift has the
+/// words).
 template <class T>
 __device__ __forceinline__ T drift_divisor(T squares, T vz, T z, int64_t dim, T gamma, T z_exp) {
   if (!(z < z_exp)) return vz;
@@ -105,7 +109,7 @@ struct StepCall {
   const T* x;  // (rows, dim), or null
   const V* v;
   const V* second;  // or null
-  T* out;  // may be x
+  T* out;           // may be x
   int64_t rows, dim;
 };
 
@@ -128,15 +132,19 @@ __device__ __forceinline__ T group_sum(T value, T* slots) {
   else return block_reduce<kGroup>(value, Sum{}, slots);
 }
 
-/// Threads of a block whose groups of kGroup threads have a row each, and the blocks that should fit on a multiprocessor.
+/// Threads of a block whose groups of kGroup threads have a row each, and the blocks that should fit on a
+/// multiprocessor.
 template <int kGroup>
 constexpr int kStepBlock = kGroup < kStepThreads ? kStepThreads : kGroup;
 template <class Rule, int kGroup>
-constexpr int kStepBlocks = kStepBlock<kGroup> > kStepThreads ? 1 : Rule::kSecond ? 2 : 4;
+constexpr int kStepBlocks = kStepBlock<kGroup> > kStepThreads ? 1
+                            : Rule::kSecond                   ? 2
+                                                              : 4;
 
 /// A row in the registers of kGroup threads: dim ≤ kGroup · kStepItems · kCount, a multiple of kCount.
 template <class Rule, class T, class V, int kGroup, int kCount>
-__global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>) step_kernel(Rule rule, StepCall<T, V> call) {
+__global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>)
+    step_kernel(Rule rule, StepCall<T, V> call) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * (kStepBlock<kGroup> / kGroup) + threadIdx.x / kGroup;
   if (row >= call.rows) return;  // a whole warp, or nobody
   const int64_t begin = row * call.dim;
@@ -161,7 +169,8 @@ __global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>)
   }
   StepShared& shared = shared_memory<StepShared>();
   squares = group_sum<T, kGroup>(squares, reinterpret_cast<T*>(shared.slots[0]));
-  if constexpr (Rule::kSecond) squares_next = group_sum<T, kGroup>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
+  if constexpr (Rule::kSecond)
+    squares_next = group_sum<T, kGroup>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
   const Factors<T> factor = rule(row, call.dim, squares, squares_next);
 #pragma unroll
   for (int i = 0; i < kStepItems; ++i) {
@@ -181,9 +190,11 @@ __global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>)
 
 /// Long rows, first launch: partial[which][row][segment] = the sum of squares of one segment of v or v'.
 template <class Rule, class T, class V, int kCount>
-__global__ void __launch_bounds__(kStepThreads) step_squares_kernel(StepCall<T, V> call, int64_t segments, T* partial) {
+__global__ void __launch_bounds__(kStepThreads)
+    step_squares_kernel(StepCall<T, V> call, int64_t segments, T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
-  const int64_t begin = segment * kStepSegment, end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
+  const int64_t begin = segment * kStepSegment,
+                end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
   T squares = 0, squares_next = 0;
 #pragma unroll 4
   for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
@@ -198,7 +209,8 @@ __global__ void __launch_bounds__(kStepThreads) step_squares_kernel(StepCall<T, 
   }
   StepShared& shared = shared_memory<StepShared>();
   squares = group_sum<T, kStepThreads>(squares, reinterpret_cast<T*>(shared.slots[0]));
-  if constexpr (Rule::kSecond) squares_next = group_sum<T, kStepThreads>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
+  if constexpr (Rule::kSecond)
+    squares_next = group_sum<T, kStepThreads>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
   if (threadIdx.x == 0) {
     partial[row * segments + segment] = squares;
     if constexpr (Rule::kSecond) partial[(call.rows + row) * segments + segment] = squares_next;
@@ -207,7 +219,8 @@ __global__ void __launch_bounds__(kStepThreads) step_squares_kernel(StepCall<T, 
 
 /// Long rows, second launch.
 template <class Rule, class T, class V, int kCount>
-__global__ void __launch_bounds__(kStepThreads) step_update_kernel(Rule rule, StepCall<T, V> call, int64_t segments, const T* partial) {
+__global__ void __launch_bounds__(kStepThreads)
+    step_update_kernel(Rule rule, StepCall<T, V> call, int64_t segments, const T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
   T squares = 0, squares_next = 0;
   for (int64_t s = 0; s < segments; ++s) {
@@ -215,7 +228,8 @@ __global__ void __launch_bounds__(kStepThreads) step_update_kernel(Rule rule, St
     if constexpr (Rule::kSecond) squares_next += partial[(call.rows + row) * segments + s];
   }
   const Factors<T> factor = rule(row, call.dim, squares, squares_next);
-  const int64_t begin = segment * kStepSegment, end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
+  const int64_t begin = segment * kStepSegment,
+                end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
 #pragma unroll 4
   for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
     const int64_t at = row * call.dim + column;
@@ -241,21 +255,24 @@ __global__ void __launch_bounds__(kStepThreads) step_update_kernel(Rule rule, St
 template <class Rule, class T, class V, int kCount, class Allocate>
 void launch_step_by(const Rule& rule, const StepCall<T, V>& call, Stream stream, Allocate scratch) {
   constexpr int64_t kPerThread = kStepItems * kCount;
-  constexpr int kLargest = Rule::kSecond ? kStepThreads : kLongStepThreads;  // two v's and x would not fit into 64 registers
+  constexpr int kLargest =
+      Rule::kSecond ? kStepThreads : kLongStepThreads;  // two v's and x would not fit into 64 registers
   if (call.dim <= kWarp * kPerThread) {
-    launch<step_kernel<Rule, T, V, kWarp, kCount>>(ceil_div<int64_t>(call.rows, kStepThreads / kWarp), kStepThreads,
-           sizeof(StepShared), stream, rule, call);
+    launch<step_kernel<Rule, T, V, kWarp, kCount>>(ceil_div<int64_t>(call.rows, kStepThreads / kWarp),
+                                                   kStepThreads, sizeof(StepShared), stream, rule, call);
   } else if (call.dim <= kStepThreads * kPerThread) {
-    launch<step_kernel<Rule, T, V, kStepThreads, kCount>>(call.rows, kStepThreads, sizeof(StepShared), stream, rule, call);
+    launch<step_kernel<Rule, T, V, kStepThreads, kCount>>(call.rows, kStepThreads, sizeof(StepShared), stream,
+                                                          rule, call);
   } else if (call.dim <= kLargest * kPerThread) {
-    launch<step_kernel<Rule, T, V, kLargest, kCount>>(call.rows, kLargest, sizeof(StepShared), stream, rule, call);
+    launch<step_kernel<Rule, T, V, kLargest, kCount>>(call.rows, kLargest, sizeof(StepShared), stream, rule,
+                                                      call);
   } else {
     const int64_t segments = ceil_div<int64_t>(call.dim, kStepSegment);
     T* partial = scratch((Rule::kSecond ? 2 : 1) * call.rows * segments);
-    launch<step_squares_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared), stream, call, segments,
-           partial);
-    launch<step_update_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared), stream, rule, call,
-           segments, partial);
+    launch<step_squares_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared),
+                                                    stream, call, segments, partial);
+    launch<step_update_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared),
+                                                   stream, rule, call, segments, partial);
   }
 }
 
@@ -264,8 +281,10 @@ inline bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(po
 template <class Rule, class T, class V, class Allocate>
 void launch_step(const Rule& rule, const StepCall<T, V>& call, Stream stream, Allocate scratch) {
   if (call.rows == 0) return;
-  const bool vectors = call.dim % 4 == 0 && aligned(call.v) && aligned(call.out) && aligned(call.x) && aligned(call.second);
-  if (sizeof(T) == 4 && vectors) launch_step_by<Rule, T, V, sizeof(T) == 4 ? 4 : 1>(rule, call, stream, scratch);
+  const bool vectors =
+      call.dim % 4 == 0 && aligned(call.v) && aligned(call.out) && aligned(call.x) && aligned(call.second);
+  if (sizeof(T) == 4 && vectors)
+    launch_step_by<Rule, T, V, sizeof(T) == 4 ? 4 : 1>(rule, call, stream, scratch);
   else launch_step_by<Rule, T, V, 1>(rule, call, stream, scratch);
 }
 

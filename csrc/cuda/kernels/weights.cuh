@@ -1,15 +1,17 @@
-// From gaps to weights: per query the anchor (nearest charge), log-weights relative to it, unnormalised weights, sums, lse.
+// From gaps to weights: per query the anchor (nearest charge), log-weights relative to it, unnormalised
+// weights, sums, lse.
 //
-// With a the anchor and g_j = ‖ρ_j‖² − ‖ρ_a‖² ≥ 0, a log-weight is log q_j − p log1p(g_j/d²_a): d² is never formed and
-// then logged. The gaps may be squared distances, or any quantity that differs from them by a constant a row; in the second case
-// the anchor's distance is computed here by direct differences.
-// Weights below exp(−cut) of the largest, cut = 18 + log M (40 + log M in double), become exactly 0: together less than 2e-8.
+// With a the anchor and g_j = ‖ρ_j‖² − ‖ρ_a‖² ≥ 0, a log-weight is log q_j − p log1p(g_j/d²_a): d² is never
+// formed and then logged. The gaps may be squared distances, or any quantity that differs from them by a
+// constant a row; in the second case the anchor's distance is computed here by direct differences. Weights
+// below exp(−cut) of the largest, cut = 18 + log M (40 + log M in double), become exactly 0: together less
+// than 2e-8.
 //
-// Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; every block finds the anchor anew from the
-// groups' least gaps (gaps.cuh). The last block of a row to end merges the parts, in their order. Where charges have weights q the
-// largest log-weight is not the anchor's: a launch before finds each part's (kLargest).
-// Cost: reads 8 bytes a pair once, writes a weight (or 3 bytes); a pair costs one subtraction in double, the rest in T: one
-// log1p and one exp if it is not beyond the cut.
+// Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; every block finds the
+// anchor anew from the groups' least gaps (gaps.cuh). The last block of a row to end merges the parts, in
+// their order. Where charges have weights q the largest log-weight is not the anchor's: a launch before finds
+// each part's (kLargest). Cost: reads 8 bytes a pair once, writes a weight (or 3 bytes); a pair costs one
+// subtraction in double, the rest in T: one log1p and one exp if it is not beyond the cut.
 #pragma once
 
 #include <type_traits>
@@ -37,15 +39,16 @@ struct RowPart {
   int used;
 };
 
-/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or digits; or nothing yet, only the
-/// largest log-weight.
+/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or digits;
+/// or nothing yet, only the largest log-weight.
 enum class Coefficients { kWeights, kScore, kSecondMoment, kPacked, kLargest };
 
 constexpr int kListed = 64;                // a sparse query has at most so many charges with a weight
 constexpr double kPackedOne = 16777214.0;  // the fixed-point weight of 1: three unsigned digits of 8 bits
 
-/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three rows of bytes, in fixed point around
-/// the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the error of a sum has no bias.
+/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three rows of bytes, in
+/// fixed point around the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the
+/// error of a sum has no bias.
 struct WeightDigits {
   uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
   int64_t stride;   // of a query's bytes, a multiple of 64
@@ -66,22 +69,22 @@ struct WeightCall {
   const T* r;                 // (batch)
   const C* charges;           // (count, dim); bytes with `relative`: aligned to 16, dim a multiple of 16
   int64_t batch, count, dim;
-  int64_t splits;             // of the projection
-  int parts;                  // blocks a row
+  int64_t splits;  // of the projection
+  int parts;       // blocks a row
   T divisor, offset;
   double aug_dim;
   int64_t power;
-  bool relative;    // gaps are distances up to a constant a row
-  double gap_unit;  // a gap's unit in squared distance
-  T* weights;       // (batch, count): w, or the moment's coefficient
-  T* rates;         // (batch, count): w c; score
-  RowState* state;  // (batch)
-  RowPart* part;    // (batch, parts)
-  double* largest;  // (batch, parts), where charges have weights
-  int* arrived;     // (batch), 0
-  double* lse;      // (batch), or null
-  T* rate;          // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
-  T* trace;         // (batch), or null: Σ w c ‖ρ‖²
+  bool relative;               // gaps are distances up to a constant a row
+  double gap_unit;             // a gap's unit in squared distance
+  T* weights;                  // (batch, count): w, or the moment's coefficient
+  T* rates;                    // (batch, count): w c; score
+  RowState* state;             // (batch)
+  RowPart* part;               // (batch, parts)
+  double* largest;             // (batch, parts), where charges have weights
+  int* arrived;                // (batch), 0
+  double* lse;                 // (batch), or null
+  T* rate;                     // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
+  T* trace;                    // (batch), or null: Σ w c ‖ρ‖²
   WeightDigits weight_digits;  // kPacked
   const int* proven;  // (batch), or null: not 0 where the screening (screen.cuh) has already served a query
 };
@@ -106,7 +109,8 @@ __device__ __forceinline__ T exponential(T value) {
   else return exp(value);
 }
 
-/// log (1 + ...)^(−p), D < ∞, or the Gaussian's exponent, of a gap at squared distance `base`; T so that no bit is lost near 0.
+/// log (1 + ...)^(−p), D < ∞, or the Gaussian's exponent, of a gap at squared distance `base`; T so that no
+/// bit is lost near 0.
 template <class T>
 struct WeightFunction {
   double inverse_base, power;
@@ -148,7 +152,8 @@ __device__ __forceinline__ T field_output(FieldOp op, T x, T y, T sum, T r, T r_
 
 /// One thread's share of ‖y − x‖², of `threads` that each have a `rank`. Bytes are read 16 at a time.
 template <class T, class C>
-__device__ __forceinline__ double distance_share(const C* charge, const T* x, int dim, const Values<T>& values, int rank, int threads) {
+__device__ __forceinline__ double distance_share(const C* charge, const T* x, int dim,
+                                                 const Values<T>& values, int rank, int threads) {
   SquaredDistance<T> sum;
   if constexpr (sizeof(C) == 1) {
 #pragma unroll 2
@@ -174,8 +179,10 @@ __device__ __forceinline__ double distance_share(const C* charge, const T* x, in
 
 /// ‖y − x‖² by direct differences, by all threads of a block.
 template <int kThreads, class T, class C>
-__device__ __forceinline__ double block_distance(const C* charge, const T* x, int64_t dim, const Values<T>& values, double* slots) {
-  const double mine = distance_share(charge, x, static_cast<int>(dim), values, static_cast<int>(threadIdx.x), kThreads);
+__device__ __forceinline__ double block_distance(const C* charge, const T* x, int64_t dim,
+                                                 const Values<T>& values, double* slots) {
+  const double mine =
+      distance_share(charge, x, static_cast<int>(dim), values, static_cast<int>(threadIdx.x), kThreads);
   return block_reduce<kThreads>(mine, Sum{}, slots);
 }
 
@@ -192,7 +199,8 @@ __device__ __forceinline__ double integer_power(double base, int64_t exponent) {
 
 /// A number in [0, 1) that depends on nothing but a query and a charge.
 __device__ __forceinline__ float dither(int64_t row, int j) {
-  uint32_t hash = static_cast<uint32_t>(j) * 0x9e3779b9u ^ (static_cast<uint32_t>(row) + 0x7f4a7c15u) * 0x85ebca6bu;
+  uint32_t hash =
+      static_cast<uint32_t>(j) * 0x9e3779b9u ^ (static_cast<uint32_t>(row) + 0x7f4a7c15u) * 0x85ebca6bu;
   hash = (hash ^ hash >> 16) * 0x7feb352du;
   hash = (hash ^ hash >> 15) * 0x846ca68bu;
   return static_cast<float>((hash ^ hash >> 16) >> 8) * 0x1p-24f;
@@ -204,10 +212,12 @@ struct Refined {
   double largest;         // log-weight, from which weights are measured
 };
 
-/// A sparse query's list, in the charges' order (blocks appended as they came), its distances and weights by direct differences:
-/// what the products' rounding could do to near-duplicates is gone. For 1 to kListed charges; a warp a charge.
+/// A sparse query's list, in the charges' order (blocks appended as they came), its distances and weights by
+/// direct differences: what the products' rounding could do to near-duplicates is gone. For 1 to kListed
+/// charges; a warp a charge.
 template <class T, class C>
-__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int used, int64_t row, double r, double total_dim) {
+__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int used, int64_t row,
+                               double r, double total_dim) {
   const int mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
   int* charges = call.weight_digits.charge + row * kListed;
   if (mine < used) shared.listed[mine] = charges[mine];
@@ -221,7 +231,8 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   const Values<T> values(call.divisor, call.offset);
   const T* x = call.x + row * call.dim;
   for (int at = mine / kWarp; at < used; at += kRowWarps) {
-    const double share = distance_share(call.charges + shared.sorted[at] * call.dim, x, static_cast<int>(call.dim), values, lane, kWarp);
+    const double share = distance_share(call.charges + shared.sorted[at] * call.dim, x,
+                                        static_cast<int>(call.dim), values, lane, kWarp);
     const double squares = warp_reduce(share, Sum{});
     if (lane == 0) shared.squares[at] = squares;
   }
@@ -263,21 +274,25 @@ __device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int
 
 /// Blocks that shall share a multiprocessor's registers.
 template <class T, Coefficients kWanted>
-constexpr int kWeightBlocks = sizeof(T) == 8 || kWanted == Coefficients::kPacked || kWanted == Coefficients::kSecondMoment ? 2 : 3;
+constexpr int kWeightBlocks =
+    sizeof(T) == 8 || kWanted == Coefficients::kPacked || kWanted == Coefficients::kSecondMoment ? 2 : 3;
 
 template <class T, class C, Coefficients kWanted>
-__global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight_kernel(WeightCall<T, C> call) {
+__global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
+    weight_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
   const int64_t row = blockIdx.x / call.parts;
   const int my_part = static_cast<int>(blockIdx.x % call.parts), count = static_cast<int>(call.count);
   if (call.proven && call.proven[row]) return;
   const double* gaps = call.gaps + row * call.count;
   const Part part = part_of(call.count, call.parts, my_part);
-  const Nearest nearest = row_nearest<kRowThreads>(gaps, call.least + row * groups_of(call.count), count, shared.nearest);
+  const Nearest nearest =
+      row_nearest<kRowThreads>(gaps, call.least + row * groups_of(call.count), count, shared.nearest);
   const Values<T> values(call.divisor, call.offset);
-  double squares = !call.relative ? nearest.gap
-                                  : block_distance<kRowThreads>(call.charges + nearest.charge * call.dim, call.x + row * call.dim, call.dim,
-                                                                values, shared.slots);
+  double squares = !call.relative
+                       ? nearest.gap
+                       : block_distance<kRowThreads>(call.charges + nearest.charge * call.dim,
+                                                     call.x + row * call.dim, call.dim, values, shared.slots);
   const double r = static_cast<double>(call.r[row]);
   const double base = squares + r * r;
   const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
@@ -290,7 +305,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
     for (int p = 1; p < call.parts; ++p) largest = Maximum{}(largest, call.largest[row * call.parts + p]);
   }
   const T cut = weight_cut<T>(call.count), gap_cut = static_cast<T>(function.gap_of(cut) / call.gap_unit);
-  const T to_ratio = Minimum{}(static_cast<T>(call.gap_unit * function.inverse_base), std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
+  const T to_ratio = Minimum{}(static_cast<T>(call.gap_unit * function.inverse_base),
+                               std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
   LongSum<T> sum;
   double rate_total = 0, trace = 0, my_largest = -std::numeric_limits<double>::infinity();
   int64_t packed = 0;
@@ -303,7 +319,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
   const auto visit = [&](auto gaussian, auto weighted, int j, double from_zero) {
     const T gap = static_cast<T>(from_zero - nearest.gap);  // ≥ 0
     T exponent = cut - 1;
-    // Without weights q the exponent falls with the gap: most charges are beyond the cut, and need no logarithm.
+    // Without weights q the exponent falls with the gap: most charges are beyond the cut, and need no
+    // logarithm.
     if (decltype(weighted)::value || !(gap > gap_cut)) {
       exponent = function.template log_weight_of<decltype(gaussian)::value>(gap * to_ratio);
       if constexpr (decltype(weighted)::value) {
@@ -322,9 +339,12 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
       if constexpr (kWanted == Coefficients::kPacked) {
         uint32_t number = 0;
         if (weight != T(0)) {
-          const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne), whole = floorf(product);
-          if (j != nearest.charge && good) number = static_cast<uint32_t>(whole) + (product - whole > dither(row, j) ? 1 : 0);
-          const int at = used <= kListed + 1 ? atomicAdd(&shared.used, 1) : kListed;  // else the query is dense anyhow
+          const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne),
+                      whole = floorf(product);
+          if (j != nearest.charge && good)
+            number = static_cast<uint32_t>(whole) + (product - whole > dither(row, j) ? 1 : 0);
+          const int at =
+              used <= kListed + 1 ? atomicAdd(&shared.used, 1) : kListed;  // else the query is dense anyhow
           if (at < kListed) shared.listed[at] = j;
         }
         packed += number;
@@ -343,7 +363,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
           trace += coefficient * (squares + farther);
         } else {
           double along = 0;
-          for (int64_t s = 0; s < call.splits; ++s) along += call.projection[(s * call.batch + row) * call.count + j];
+          for (int64_t s = 0; s < call.splits; ++s)
+            along += call.projection[(s * call.batch + row) * call.count + j];
           const double coefficient = weight == T(0) ? 0 : weight * integer_power(rate, call.power) * along;
           weight = static_cast<T>(coefficient);
           rate_total += coefficient;
@@ -354,10 +375,12 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
   };
   // kSweep loads of a thread are on their way before the first is used.
   const auto sweep = [&](auto gaussian, auto weighted) {
-    for (int first = part.begin + static_cast<int>(threadIdx.x); first < part.end; first += kSweep * kRowThreads) {
+    for (int first = part.begin + static_cast<int>(threadIdx.x); first < part.end;
+         first += kSweep * kRowThreads) {
       double gap[kSweep];
 #pragma unroll
-      for (int i = 0; i < kSweep; ++i) gap[i] = gaps[first + i * kRowThreads < part.end ? first + i * kRowThreads : first];
+      for (int i = 0; i < kSweep; ++i)
+        gap[i] = gaps[first + i * kRowThreads < part.end ? first + i * kRowThreads : first];
 #pragma unroll
       for (int i = 0; i < kSweep; ++i)
         if (first + i * kRowThreads < part.end) visit(gaussian, weighted, first + i * kRowThreads, gap[i]);
@@ -365,7 +388,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
   };
   using Yes = std::true_type;
   using No = std::false_type;
-  if (kWanted == Coefficients::kLargest || call.log_weights) function.gaussian ? sweep(Yes{}, Yes{}) : sweep(No{}, Yes{});
+  if (kWanted == Coefficients::kLargest || call.log_weights)
+    function.gaussian ? sweep(Yes{}, Yes{}) : sweep(No{}, Yes{});
   else function.gaussian ? sweep(Yes{}, No{}) : sweep(No{}, No{});
 
   if constexpr (kWanted == Coefficients::kLargest) {
@@ -376,15 +400,18 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
     mine.total = block_reduce<kRowThreads>(sum.value(), Sum{}, shared.slots);
     mine.used = static_cast<int>(block_reduce<kRowThreads>(static_cast<double>(used), Sum{}, shared.slots));
     if constexpr (kWanted == Coefficients::kPacked) {
-      mine.packed = block_reduce<kRowThreads>(static_cast<double>(packed), Sum{}, shared.slots);  // whole numbers below 2^53: exact
+      mine.packed = block_reduce<kRowThreads>(static_cast<double>(packed), Sum{},
+                                              shared.slots);  // whole numbers below 2^53: exact
       if (my_part == call.parts - 1)
         for (int64_t j = count + threadIdx.x; j < call.weight_digits.stride; j += kRowThreads)
-          for (int digit = 0; digit < 3; ++digit) call.weight_digits.digits[(digit * call.batch + row) * call.weight_digits.stride + j] = 0;
+          for (int digit = 0; digit < 3; ++digit)
+            call.weight_digits.digits[(digit * call.batch + row) * call.weight_digits.stride + j] = 0;
       const int found = shared.used < kListed ? shared.used : kListed;
       if (threadIdx.x == 0) shared.begin = atomicAdd(call.weight_digits.listed + row, found);
       __syncthreads();
       const int place = shared.begin + static_cast<int>(threadIdx.x);
-      if (static_cast<int>(threadIdx.x) < found && place < kListed) call.weight_digits.charge[row * kListed + place] = shared.listed[threadIdx.x];
+      if (static_cast<int>(threadIdx.x) < found && place < kListed)
+        call.weight_digits.charge[row * kListed + place] = shared.listed[threadIdx.x];
     } else if constexpr (kWanted != Coefficients::kWeights) {
       mine.rate_total = block_reduce<kRowThreads>(rate_total, Sum{}, shared.slots);
       mine.trace = block_reduce<kRowThreads>(trace, Sum{}, shared.slots);
@@ -396,7 +423,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
     RowPart all = call.parts == 1 ? mine : merge_parts(call, row);
     if constexpr (kWanted == Coefficients::kPacked) {
       if (all.used > kListed) {
-        if (threadIdx.x == 0) call.weight_digits.queries[atomicAdd(call.weight_digits.dense, 1)] = static_cast<int>(row);
+        if (threadIdx.x == 0)
+          call.weight_digits.queries[atomicAdd(call.weight_digits.dense, 1)] = static_cast<int>(row);
       } else {
         const Refined refined = refine_list(call, shared, all.used, row, r, total_dim);
         squares = refined.squares;
@@ -409,15 +437,18 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>) weight
     if (call.rate) call.rate[row] = static_cast<T>(all.rate_total / all.total);
     if (call.trace) call.trace[row] = static_cast<T>(all.trace / all.total);
     if (call.lse)
-      call.lse[row] = good ? largest + log(all.total) + anchor_log_weight(squares, r, total_dim) : std::numeric_limits<double>::quiet_NaN();
+      call.lse[row] = good ? largest + log(all.total) + anchor_log_weight(squares, r, total_dim)
+                           : std::numeric_limits<double>::quiet_NaN();
   }
 }
 
 template <Coefficients kWanted, class T, class C>
 void launch_weights(const WeightCall<T, C>& call, Stream stream) {
   if (call.log_weights)
-    launch<weight_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream, call);
-  launch<weight_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream, call);
+    launch<weight_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads,
+                                                        sizeof(WeightShared), stream, call);
+  launch<weight_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream,
+                                       call);
 }
 
 }  // namespace pfgm
