@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pfgm_fast.backends.triton import configs, rows
+from pfgm_fast.backends.triton import configs, step_kernels
 from pfgm_fast.backends.triton.runtime import Compilation, Launch, cdiv, device_guard, recorded, tl, triton
 
 TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
@@ -81,7 +81,7 @@ def _launch(
     vz_next: Tensor | None = None,  # (B,)
     normalize: bool = False,
 ) -> None:
-    """Writes out = [x +] a v [+ b v'], and vz where `normalize`, as `rows.factors` has a and b."""
+    """Writes out = [x +] a v [+ b v'], and vz where `normalize`, as `step_kernels.factors` has a and b."""
     count, dim = v.shape
     if count == 0:
         return
@@ -110,15 +110,15 @@ def _launch(
         tile = row_tile(dim, words)
         if tile is not None:
             programs = cdiv(count, tile.rows)
-            run(rows.row_kernel, tile, programs, arrays, rule, {"rows": count}, ROWS=tile.rows)
+            run(step_kernels.row_kernel, tile, programs, arrays, rule, {"rows": count}, ROWS=tile.rows)
         elif count >= configs.of_device(out.device)[1]:  # enough to fill the device
-            run(rows.sweep_kernel, SWEEP[out.element_size()], count, arrays, rule)
+            run(step_kernels.sweep_kernel, SWEEP[out.element_size()], count, arrays, rule)
         else:
             segments = cdiv(dim, SEGMENT.block)
             partial = out.new_empty((1 if v_next is None else 2, count, segments))
             sums = {"partial": partial, "rows": count}
-            run(rows.square_kernel, SEGMENT, count * segments, vectors, sums)
-            run(rows.segment_kernel, SEGMENT, count * segments, arrays, rule, sums)
+            run(step_kernels.square_kernel, SEGMENT, count * segments, vectors, sums)
+            run(step_kernels.segment_kernel, SEGMENT, count * segments, arrays, rule, sums)
 
 
 def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
