@@ -79,7 +79,8 @@ def test_killed_while_a_checkpoint_is_written(tmp_path: Path, never_stopped: Tra
     script = f"""
 import os, pathlib, sys, time
 from tests.test_training import SMALL
-from pfgm_fast.training import Trainer, checkpoint, files
+from pfgm_fast import files
+from pfgm_fast.training import Trainer, checkpoint
 import torch; torch.set_num_threads(1)
 calls = []
 def hang(path):

@@ -31,9 +31,9 @@ def run(options: argparse.Namespace) -> None:
     import dataclasses
     import shutil
 
+    from pfgm_fast.files import writable, write_beside
     from pfgm_fast.presets import preset
     from pfgm_fast.training import Trainer
-    from pfgm_fast.training.files import writable, write_beside
 
     config = preset("digits")
     writable(options.out / "report.md")

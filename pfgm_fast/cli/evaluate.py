@@ -57,6 +57,7 @@ def run(options: argparse.Namespace) -> None:
 
     import torch
 
+    from pfgm_fast.files import writable, write_beside
     from pfgm_fast.metrics import (
         check_counts,
         energy_distance,
@@ -68,7 +69,6 @@ def run(options: argparse.Namespace) -> None:
     )
     from pfgm_fast.metrics.features import cached_classifier, cached_features, features_of
     from pfgm_fast.plots import to_bytes
-    from pfgm_fast.training.files import writable, write_beside
 
     config = config_of(options)
     found = data_of(options, config)

@@ -152,7 +152,7 @@ def _rows(method: Any, shape: tuple[int, ...], options: argparse.Namespace, gene
 
 
 def run(options: argparse.Namespace) -> None:
-    from pfgm_fast.training.files import writable
+    from pfgm_fast.files import writable
 
     out = options.out
     if out is None and options.images is None:
@@ -178,8 +178,8 @@ def _write(images: Any, out: Path, columns: int | None) -> None:
     """A grid (.png), or the bytes of all (.npz)."""
     import numpy as np
 
+    from pfgm_fast.files import beside
     from pfgm_fast.plots import image_grid, save_image
-    from pfgm_fast.training.files import beside
 
     if out.suffix == ".png":
         save_image(image_grid(images, columns), out)

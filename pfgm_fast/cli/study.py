@@ -117,8 +117,8 @@ def run_memorization(options: argparse.Namespace) -> None:
     import json
 
     from pfgm_fast import data
+    from pfgm_fast.files import write_beside
     from pfgm_fast.studies import memorization
-    from pfgm_fast.training.files import write_beside
 
     where = device(options)
     charges = data.load(options.data).charges().to(where)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from pfgm_fast.compare.plan import TITLES, Plan
+from pfgm_fast.files import write_beside
 from pfgm_fast.plots import figure_of, finish
-from pfgm_fast.training.files import write_beside
 
 COLORS = {"pfgm": "tab:blue", "ve": "tab:orange", "vp": "tab:green"}
 LINES = {"euler": "-", "heun": "--", "rk45": ":"}

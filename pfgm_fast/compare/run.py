@@ -12,12 +12,12 @@ import torch
 
 from pfgm_fast.compare.plan import Plan, Point
 from pfgm_fast.data import ImageSet
+from pfgm_fast.files import write_beside
 from pfgm_fast.metrics import energy_distance, frechet_distance, nearest_neighbors, precision_recall
 from pfgm_fast.metrics.features import Classifier, cached_classifier, features_of
 from pfgm_fast.plots import image_grid, save_image
 from pfgm_fast.sampling import Samples, sample
 from pfgm_fast.training import Trainer
-from pfgm_fast.training.files import write_beside
 
 GRID = 64
 BATCH = 128

@@ -24,7 +24,7 @@ def save_zip(images: ImageSet, path: str | Path) -> Path:
     written. The file is there whole or not at all. Raises: DataError for images that are neither grey nor RGB or a path that is no
     .zip; OSError as the disk gives it.
     """
-    from pfgm_fast.training.files import beside
+    from pfgm_fast.files import beside
 
     path = Path(path).expanduser()
     if path.suffix.lower() != ".zip":

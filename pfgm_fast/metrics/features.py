@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pfgm_fast.data import ImageSet
 from pfgm_fast.errors import ArgumentError, CheckpointError, DataError
+from pfgm_fast.files import beside
 from pfgm_fast.precision import full, single
-from pfgm_fast.training.files import beside
 
 FEATURES = 64
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, DataError
+from pfgm_fast.files import writable
 from pfgm_fast.metrics.distances import centred, checked_pair
 from pfgm_fast.metrics.features import digest
 from pfgm_fast.precision import full
-from pfgm_fast.training.files import writable
 
 NEIGHBORS = 3
 """k of precision and recall (Kynkäänniemi et al. 2019)."""

@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.files import beside
 from pfgm_fast.plots.style import figure_of, finish
-from pfgm_fast.training.files import beside
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.training.files import beside
+from pfgm_fast.files import beside
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito 2008, in the order in which two of them differ most."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pfgm_fast import plots
+from pfgm_fast.files import write_beside
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.studies.errors import KINDS, ErrorPoint
 from pfgm_fast.studies.exact import ExactPoint, evaluations_for
-from pfgm_fast.training.files import write_beside
 
 LEVELS = (0.10, 0.03, 0.01)
 TITLES = {

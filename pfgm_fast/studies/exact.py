@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.charges import Charges
+from pfgm_fast.files import write_beside
 from pfgm_fast.methods import EDM, PFGM, VESDE, VPSDE, Method, PFGMpp, SubVPSDE
 from pfgm_fast.methods.sde import SDE
 from pfgm_fast.sampling import sample
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.quality import Quality, Target
-from pfgm_fast.training.files import write_beside
 
 METHODS = ("pfgm", "pfgmpp-1", "pfgmpp-128", "pfgmpp-2048", "edm", "ve", "vp", "subvp")
 ODES = ("euler", "heun", "dpm_solver++")

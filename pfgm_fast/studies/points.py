@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from pfgm_fast.training.files import write_beside
+from pfgm_fast.files import write_beside
 
 
 class Point(Protocol):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pfgm_fast import plots
+from pfgm_fast.files import write_beside
 from pfgm_fast.studies.optimal_loss import OptimalLoss, edm_weight
-from pfgm_fast.training.files import write_beside
 
 
 def name_of(aug_dim: float) -> str:

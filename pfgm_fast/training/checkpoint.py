@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, CheckpointError
+from pfgm_fast.files import beside, write_beside
 from pfgm_fast.methods import Method
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import DDPMpp
 from pfgm_fast.training.config import RunConfig
-from pfgm_fast.training.files import beside, write_beside
 
 _NAME = re.compile(r"step-\d{7,}\.json")
 FORMAT = "pfgm_fast checkpoint, version 1"

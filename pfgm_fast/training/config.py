@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pfgm_fast.data import ImageSet, parse_size
 from pfgm_fast.errors import ArgumentError, CheckpointError
+from pfgm_fast.files import write_beside
 from pfgm_fast.methods import METHODS, todays_names
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import UNetConfig
 from pfgm_fast.training import settings
-from pfgm_fast.training.files import write_beside
 
 FORMAT = "pfgm_fast run, version 2"
 FORMATS = ("pfgm_fast run, version 1", FORMAT)

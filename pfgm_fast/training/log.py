@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.training.files import write_beside
+from pfgm_fast.files import write_beside
 
 
 class MetricsLog:
