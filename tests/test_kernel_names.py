@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pfgm_fast.ops.schema import SCHEMAS
+from pfgm_fast.ops.schema import REFERENCE_ONLY, SCHEMAS
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -48,6 +48,9 @@ def test_an_operators_kernel_is_found_by_its_name(op: str) -> None:
     row = next(row for row in _rows("operator") if row[0] == f"`{op}`")
     for backend, cell in zip(FOLDERS, row[1:], strict=True):
         written = cell.strip("`")
+        if written == "–":
+            assert op in REFERENCE_ONLY and backend != "reference"
+            continue
         path = ROOT / (written if written.startswith("csrc") else f"pfgm_fast/{written}")
         assert path.exists(), f"{backend}: docs/kernels.md names {written}"
         assert _found(path, op), f"{written} does not define {op}"
