@@ -158,4 +158,5 @@ def launch_plane(call: Call) -> None:
         call.kind | {"K": power, "QUERIES": configs.PLANE_QUERIES, "CHARGES": configs.PLANE_CHARGES},
         configs.PLANE_WARPS,
         1,
+        max_registers=255,  # said because ptxas else spills a few, to fit more blocks than it needs
     ).run()
