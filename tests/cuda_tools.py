@@ -198,6 +198,7 @@ def kernel_name(text: str) -> str:
         name = name.removeprefix("void ").removeprefix("static ")
     name = re.sub(r"\bpfgm::|\(anonymous namespace\)::|emulate::", "", name)
     name = re.sub(r"\b(unsigned char|uint8_t)\b", "byte", name)
+    name = name.replace("__nv_bfloat16", "BFloat16").replace("__half", "Half")
     name = re.sub(r"\((\w+)\)(\d+)", r"\2", name)  # (GemmOutput)1
     for enum, values in ENUMS.items():
         for number, value in enumerate(values):
@@ -207,7 +208,7 @@ def kernel_name(text: str) -> str:
 
 ENUMS = {
     "GemmOutput": ("kGaps", "kFirst", "kRest"),
-    "Coefficients": ("kWeights", "kScore", "kSecondMoment", "kPacked"),
+    "Coefficients": ("kWeights", "kScore", "kSecondMoment", "kPacked", "kLargest"),
 }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 
 import pytest
 
 from tests import cuda_tools
+from tests.test_cuda_launches import MULTIPROCESSORS, everything
 
 pytestmark = pytest.mark.skipif(
     cuda_tools.nvcc() is None, reason="needs nvcc (set CUDA_HOME, or put it on PATH)"
@@ -114,3 +116,31 @@ def test_objects_ask_only_for_the_stable_interface(objects) -> None:
         symbols |= {line.split(maxsplit=1)[1] for line in listed.splitlines() if line.strip()}
     assert any(name.startswith("aoti_torch_") for name in symbols)
     assert not [name for name in symbols if re.match(r"(at|c10|caffe2|torch)::|_?Py", name)]
+
+
+def test_every_launch_finds_its_kernel_and_its_registers(objects) -> None:
+    """The launches of every field operator and path on large devices (dry runs on the host): each kernel is in some object for each
+    architecture, and its registers for one block fit on a multiprocessor."""
+    if shutil.which("g++") is None or shutil.which("c++filt") is None:
+        pytest.skip("needs g++ and c++filt")
+    report = "".join(text for _, text in objects.values())
+    symbols = re.findall(r"Compiling entry function '(\w+)' for 'sm_(\w+)'", report)
+    names = subprocess.run(
+        ["c++filt", *[symbol for symbol, _ in symbols]], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    registers = {
+        (cuda_tools.kernel_name(name), architecture): kernel.registers
+        for name, (_, architecture), kernel in zip(names, symbols, kernels(report), strict=True)
+    }
+    emulated = cuda_tools.Emulated()
+    for multiprocessors in MULTIPROCESSORS:
+        with emulated.devices((multiprocessors, 90)):
+            everything()
+            launches = {(launch.kernel, launch.threads) for launch in emulated.launches()}
+        launches = {
+            launch for launch in launches if not launch[0].startswith("step_")
+        }  # bounds: in the source
+        for kernel, threads in launches:
+            for architecture in cuda_tools.ARCHITECTURES:
+                used = -(-registers[kernel, architecture] // 8) * 8 * threads  # allotted in eights
+                assert used <= 65536, (kernel, architecture, used)

@@ -91,7 +91,7 @@ def _steps(batch: int, dim: int, network: torch.dtype) -> None:
     ops.normalize_field(x, vz, 5.0)
 
 
-def _everything() -> None:
+def everything() -> None:
     for batch, count, dim in SHAPES:
         for kind in ("bytes", "float32") if dim < 10000 else ("bytes",):
             for op in OPERATORS:
@@ -113,7 +113,7 @@ def test_every_launch_keeps_the_limits(
 ) -> None:
     """Grid, block, shared memory, and the attribute that more than 48 KB of it needs: the runtime raises where one is not kept."""
     with emulated.devices((multiprocessors, capability)):
-        _everything()
+        everything()
         if capability == 90:
             monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
             _call("poisson_field", 128, 50000, 3072)
