@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +26,13 @@ PEERS: dict[str, peers.Field] = {
     "torch.cdist": peers.cdist_field,
     "the authors' formula": peers.authors_field,
     "KeOps": peers.keops_field,
+    "JAX, jit": peers.jax_field,
+    "PyTorch's attention": peers.attention_field,
+    "FAISS, 2,000 nearest": peers.faiss_field,
 }
+EXACT = ("Gram", "JAX, jit", "PyTorch's attention")
+"""The peers whose best time `best` is measured against."""
+OPTIONAL = {"KeOps": "pykeops", "JAX, jit": "jax", "FAISS, 2,000 nearest": "faiss"}
 KEOPS_LIMIT = 1 << 30  # operations B M N: beyond, a single call of its CPU reduction takes many seconds
 
 
@@ -42,11 +49,14 @@ def _refusal(name: str, field: peers.Field, shape: tuple[int, int, int], case: C
         return f"does not fit: {need / 1e9:.0f} GB"
     if name == "the authors' formula" and not case.authors:
         return "not asked for"
-    if name == "KeOps":
-        if importlib.util.find_spec("pykeops") is None:
-            return "pykeops is not installed (pip install pykeops)"
-        if batch * count * dim > KEOPS_LIMIT:
-            return "not measured: over 2^30 differences"
+    if name in OPTIONAL and importlib.util.find_spec(OPTIONAL[name]) is None:
+        return f"{OPTIONAL[name]} is not installed"
+    if name == "KeOps" and batch * count * dim > KEOPS_LIMIT:
+        return "not measured: over 2^30 differences"
+    if name == "PyTorch's attention" and not math.isinf(case.aug_dim):
+        return "not asked for"
+    if name == "FAISS, 2,000 nearest" and batch * count > 1 << 23:
+        return "not measured at this size"
     return None
 
 
@@ -121,7 +131,8 @@ def test_field(case: Case, benchmark: Any, rows: list[Row]) -> None:
         bars = {}
         if name in ours:
             dtype = name.removeprefix("ours, ")
-            bars = {"bar": case.bars[dtype], "aim": case.aims.get(dtype), "of": "speedup"}
+            bars = {"bar": case.bars[dtype], "aim": case.aims.get(dtype), "of": "best"}
+            bars["best"] = min(taken[name].ratio_to(taken[peer]) for peer in EXACT if peer in taken)
             if not errors[name] <= BAR:
                 found.append(_row(setup, name, None, None, error=errors[name], note="wrong: no time", **bars))
                 continue

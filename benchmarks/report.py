@@ -93,7 +93,7 @@ def markdown(facts: Row, rows: list[Row]) -> str:
     lines += ["", "## The field of all charges (B × M × N)", ""]
     lines += _table(
         kind("field"),
-        {"case": case, "data": lambda r: r["data"], "what": what, "ms": _times, "× Gram": speedup, "bar": _bar, "error": error, "": note},
+        {"case": case, "data": lambda r: r["data"], "what": what, "ms": _times, "× Gram": speedup, "× best peer": lambda r: _cell(r, "best", ".3g"), "bar": _bar, "error": error, "": note},
     )  # fmt: skip
     lines += ["", "## One Euler step of the sampler", ""]
     lines += _table(

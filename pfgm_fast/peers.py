@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,6 +68,60 @@ def keops_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> 
     else:
         logits = (squares + radii).log() * (-0.5 * (x.shape[1] + aug_dim))
     return x - logits.sumsoftmaxweight(points, dim=1)
+
+
+@cache
+def _jax_field() -> Any:
+    """x − m by one jitted function of JAX on the CPU, D a constant of the compilation."""
+    import jax
+    import jax.numpy as jnp
+
+    def field(x: Any, r: Any, charges: Any, aug_dim: float) -> Any:
+        squares = (charges**2).sum(1)[None] - 2 * x @ charges.T + (x**2).sum(1)[:, None]
+        if math.isinf(aug_dim):
+            logits = -squares / (2 * r**2)[:, None]
+        else:
+            logits = -0.5 * (x.shape[1] + aug_dim) * jnp.log(squares + (r**2)[:, None])
+        return x - jax.nn.softmax(logits, axis=1) @ charges
+
+    return jax.jit(field, static_argnums=3)
+
+
+def jax_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
+    """JAX's jit of the Gram version. Raises ImportError without JAX."""
+    return torch.from_dlpack(_jax_field()(x.numpy(), r.numpy(), charges.numpy(), aug_dim).block_until_ready())
+
+
+def attention_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = math.inf) -> Tensor:
+    """scaled_dot_product_attention with a bias: softmax(x·y/σ² − ‖y‖²/(2σ²)) y. Only D = ∞ is an attention."""
+    inverse = r.square().reciprocal()[:, None]
+    bias = -0.5 * inverse * charges.square().sum(1)[None]
+    keys = charges[None, None]
+    query = (x * inverse)[None, None]
+    mean = torch.nn.functional.scaled_dot_product_attention(query, keys, keys, bias[None, None], scale=1.0)
+    return x - mean[0, 0]
+
+
+@cache
+def _flat_index(address: int, count: int, dim: int) -> Any:
+    import faiss
+
+    return faiss.IndexFlatL2(dim)
+
+
+def faiss_field(x: Tensor, r: Tensor, charges: Tensor, aug_dim: float = 1.0) -> Tensor:
+    """FAISS: the 2,000 nearest charges of a flat index, and the softmax over them: not exact. Raises ImportError without it."""
+    index = _flat_index(charges.data_ptr(), *charges.shape)
+    if index.ntotal == 0:
+        index.add(charges.numpy())
+    squares, which = index.search(x.numpy(), min(2000, len(charges)))
+    near = torch.from_numpy(squares)
+    if math.isinf(aug_dim):
+        logits = near * (-0.5 / r.square())[:, None]
+    else:
+        logits = (near + r.square()[:, None]).log() * (-0.5 * (x.shape[1] + aug_dim))
+    weights = torch.zeros(len(x), len(charges)).scatter_(1, torch.from_numpy(which), torch.softmax(logits, 1))
+    return torch.addmm(x, weights, charges, alpha=-1)
 
 
 def bytes_needed(field: Field, batch: int, count: int, dim: int) -> int:
