@@ -7,12 +7,13 @@ is the field: over the whole data set, not over a second batch of 4,096, 512 or 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pfgm_fast.data import ImageSet
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn import UNetConfig
-from pfgm_fast.training.config import RunConfig, Size, TrainConfig
+from pfgm_fast.training.config import RunConfig, Size, TrainConfig, image_shape
 
 
 def _pfgm(
@@ -103,6 +104,39 @@ def preset(name: str) -> RunConfig:
     return PRESETS[name]
 
 
+OF_THE_DATA = ("m_exp", "z_max", "upper_norm")
+"""Hyper-parameters of a preset's method that belong to its images' dimension and norm, for which `from_data` has rules."""
+
+
+def adapted(base: RunConfig, images: ImageSet) -> RunConfig:
+    """A recipe for images of another shape or other classes.
+
+    The recipe fixes width, blocks, multipliers as far as the edges can be halved, the levels with attention, dropout, training, and of
+    the method what is no rule of the data. The data decide channels, height and width, the number of classes where the training is
+    conditional, and M_exp, z_max, upper_norm unless the shape is the recipe's own, for which they stand as published.
+
+    Raises: ArgumentError where the edges cannot be halved as often as their length asks for, with sizes that can.
+    """
+    network, method = base.network, base.method
+    channels, height, width = images.shape
+    if images.shape != image_shape(network):
+        levels = min(len(network.multipliers), _levels(height, width))
+        at = {
+            min(i, levels - 1) for i, (_, (edge, _)) in enumerate(network.levels) if edge in network.attention
+        }
+        network = replace(
+            network,
+            channels=channels,
+            image_size=(height, width),
+            multipliers=network.multipliers[:levels],
+            attention=tuple(height >> i for i in sorted(at)),
+        )
+        if method is not None:
+            method = {key: value for key, value in method.items() if key not in OF_THE_DATA}
+    classes = images.num_classes if base.train.conditional else network.classes
+    return replace(base, network=replace(network, classes=classes), method=method)
+
+
 MULTIPLIERS = ((1,), (1, 2), (1, 2, 2), (1, 2, 2, 2), (1, 1, 2, 2, 4), (1, 1, 2, 2, 4, 4))
 """Of a network of one to six levels."""
 SMALLEST = 4
@@ -142,6 +176,15 @@ def for_data(images: ImageSet, data: str, size: Size = None) -> RunConfig:
         checkpoint_every=1000,
     )
     return RunConfig(data, size=size, network=network, train=train)
+
+
+def takes(height: int, width: int) -> bool:
+    """Whether images of this size can be halved as often as their length asks for."""
+    try:
+        _levels(height, width)
+    except ArgumentError:
+        return False
+    return True
 
 
 def _levels(height: int, width: int) -> int:

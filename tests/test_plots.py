@@ -1,12 +1,16 @@
 """Field lines: they end on the data as the data are distributed, and what cannot be drawn is refused."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import pfgm_fast as pf
+from pfgm_fast.errors import ArgumentError
+from pfgm_fast.plots import animation, image_grid, trajectories
 from pfgm_fast.plots.lines import _hemisphere
 
 
@@ -76,3 +80,51 @@ def test_what_cannot_be_drawn_is_refused(change, message):
 def test_starts_are_checked(starts, message):
     with pytest.raises(pf.ArgumentError, match=message):
         pf.plots.trace_lines(starts, heart(10))
+
+
+def _walk(*shape: int) -> list[tuple[float, torch.Tensor]]:
+    """Five states, the first of them far away."""
+    generator = torch.Generator().manual_seed(0)
+    last = torch.rand(shape, generator=generator) * 2 - 1
+    return [(float(z), last + z * torch.randn(shape, generator=generator)) for z in (40, 10, 3, 1, 0)]
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 3, 6, 10), (50, 2)], ids=str)
+def test_an_animation_has_its_frames_and_ends_on_the_samples(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    walk, path = _walk(*shape), tmp_path / "way.gif"
+    animation(walk, path, walk[-1][1] if len(shape) == 2 else None, frames=3, seconds=0.9)
+    with Image.open(path) as made:
+        assert made.n_frames == 3 and made.info["loop"] == 0
+        made.seek(2)
+        assert made.info["duration"] == 1500
+        last = np.asarray(made.convert("RGB")).astype(int)
+    if len(shape) == 4:
+        wanted = image_grid(walk[-1][1])
+        assert last.shape == wanted.shape and np.abs(last - wanted).mean() < 12  # 64 colours
+    else:
+        assert ((last - [0, 114, 178]) ** 2).sum(2).min() < 300
+
+
+def test_what_cannot_be_animated_is_refused(tmp_path: Path) -> None:
+    bad = {
+        "empty": dict(path_taken=[]),
+        "can be animated": dict(path_taken=_walk(4, 3)),
+        "not finite": dict(path_taken=[(1.0, torch.full((2, 2), float("nan")))]),
+        "frames": dict(path_taken=_walk(4, 2), frames=0),
+        "seconds": dict(path_taken=_walk(4, 2), seconds=0),
+        "points": dict(path_taken=_walk(4, 2), data=torch.zeros(4, 3)),
+    }
+    for word, arguments in bad.items():
+        with pytest.raises(ArgumentError, match=word):
+            animation(path=tmp_path / "x.gif", **arguments)
+    assert not (tmp_path / "x.gif").exists()
+
+
+def test_trajectories_of_points_are_drawn_over_the_data(tmp_path: Path) -> None:
+    walk = _walk(30, 2)
+    trajectories(walk, walk[-1][1], tmp_path / "paths.png")
+    with Image.open(tmp_path / "paths.png") as made:
+        colors = np.asarray(made.convert("RGB")).reshape(-1, 3).tolist()
+    assert [213, 94, 0] in colors  # the samples
+    with pytest.raises(ArgumentError, match="shape"):
+        trajectories(walk, torch.zeros(5, 3), tmp_path / "paths.png")

@@ -94,31 +94,39 @@ def _name(data: object, preset_name: str | None) -> str:
 def settled(sets: list[str], given: dict[str, Any], preset_name: str | None, out: Path) -> tuple[Any, Any]:
     """The config of the run in a folder, and its images where they had to be read for it.
 
-    A run that has a checkpoint keeps its settings, a preset that is named must be its own. Else: the preset, or what fits the data.
+    A run that has a checkpoint keeps its settings, a preset that is named must be its own. Else: the preset, or what fits the data,
+    for images of the data's shape.
     """
-    from pfgm_fast import data
-    from pfgm_fast.presets import for_data, preset
+    from pfgm_fast.data.sizes import load_fitting
+    from pfgm_fast.presets import adapted, for_data, preset, takes
     from pfgm_fast.training import RunConfig
     from pfgm_fast.training.checkpoint import available
 
     images = None
-    if available(out):
+    begun = bool(available(out))
+    if begun or (preset_name is None and "data" not in given and (out / "config.json").exists()):
         config = RunConfig.load(out)
-        if preset_name is not None:
+        if preset_name is not None and begun:
             _same_preset(config, preset_name, out)
         base = config.to_dict()
-    elif preset_name is not None:
-        base = {**preset(preset_name).to_dict(), "preset": preset_name}
-    elif "data" in given and "network" not in given:
-        size = given.get("size")
-        images = data.load(given["data"], size)
-        base = for_data(images, given["data"], size).to_dict()
-    elif "data" in given:
-        base = {"data": given["data"]}
-    elif (out / "config.json").exists():  # stopped before its first checkpoint
-        base = RunConfig.load(out).to_dict()
     else:
-        base = {**preset("digits").to_dict(), "preset": "digits"}
+        if preset_name is None and "data" not in given:
+            preset_name = "digits"
+        recipe = None if preset_name is None else preset(preset_name)
+        if recipe is not None and "data" not in given:
+            base = recipe.to_dict()
+        elif "network" in given:
+            base = {} if recipe is None else recipe.to_dict()
+        else:
+            asked = given.get("size", None if recipe is None else recipe.size)
+            images, size = load_fitting(given["data"], asked, takes)
+            if recipe is None:
+                base = for_data(images, given["data"], size).to_dict()
+            else:
+                changes = assignments([s for s in sets if s.startswith("train.conditional=")])
+                wanted = RunConfig.from_dict(merged(merged(recipe.to_dict(), {"size": size}), changes))
+                base = adapted(wanted, images).to_dict()
+        base["preset"] = preset_name
     whole = merged(base, given)
     return RunConfig.from_dict(merged(whole, assignments(sets, whole))), images
 

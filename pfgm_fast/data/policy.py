@@ -212,7 +212,7 @@ def convert(image: Image.Image, policy: Policy) -> tuple[np.ndarray, list[str]]:
             colour = colour[..., :1]
         plain = Image.fromarray(colour[..., 0] if colour.shape[-1] == 1 else colour)
     try:
-        turn = _TURNED.get(_orientation(image))
+        turn = _TURNED.get(orientation(image))
     except Exception:  # a damaged block of metadata: viewers show the picture as it is stored
         turn = None
         noticed.append(BAD_EXIF)
@@ -228,7 +228,7 @@ def _raw_mode(image: Image.Image) -> str:
     return ""
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
     """EXIF's (or XMP's) orientation, 1 to 8; 1 where none is told. Pillow turns TIFF files by itself."""
     told = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
     if image.format == "TIFF" or not any(key in image.info for key in told):

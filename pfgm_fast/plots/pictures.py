@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import beside
 from pfgm_fast.plots.style import figure_of, finish
@@ -74,11 +75,30 @@ def loss_curve(steps: Sequence[float], losses: Sequence[float], path: str | Path
     finish(figure, path)
 
 
-def trajectories(path_taken: Sequence[tuple[float, Tensor]], data: Tensor, path: str | Path) -> None:
-    """From the prior to the data: above, ‖x‖ against z and the projection on two principal axes of the data (M, *shape); below, a few
-    samples on their way, each image scaled to its own range."""
+def trajectories(
+    path_taken: Sequence[tuple[float, Tensor]],  # [(z, x (B, *shape)), …]
+    data: Charges | Tensor,  # (M, *shape)
+    path: str | Path,
+) -> None:
+    """From the prior to the data, as a PNG. Of points in the plane, (B, 2): their paths over the data. Of images (B, C, H, W): ‖x‖
+    against z; the projection on two principal axes of the data; a few samples on their way, each image scaled to its own range.
+
+    path_taken: as `sample(…, record=True).path` is. Raises: ArgumentError where it is empty or of another shape than the data.
+    """
     import torch
 
+    data = data.values() if isinstance(data, Charges) else data
+    if not path_taken or path_taken[0][1].shape[1:] != data.shape[1:]:
+        what = f"of shape {tuple(path_taken[0][1].shape)}" if path_taken else "empty"
+        raise ArgumentError(
+            f"path_taken must hold samples of the data's shape {tuple(data.shape[1:])}; it is {what}"
+        )
+    if data.shape[1:] == (2,):
+        from pfgm_fast.plots.motion import paths_of_points
+
+        paths_of_points(path_taken, data, path)
+        return
+    data = data.cpu()
     flat = data.flatten(1).float()
     center = flat.mean(0)
     _, _, axes_ = torch.linalg.svd(flat - center, full_matrices=False)
