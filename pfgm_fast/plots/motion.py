@@ -62,7 +62,7 @@ def animation(
         pictures = _dots(shown, _points(data))
     else:
         raise ArgumentError(f"images (B, C, H, W) or points (B, 2) can be animated; these are {shape}")
-    first, *more = [Image.fromarray(picture).quantize(64, dither=Image.Dither.NONE) for picture in pictures]
+    first, *more = [Image.fromarray(picture).quantize(256, dither=Image.Dither.NONE) for picture in pictures]
     each = max(20, round(1000 * seconds / len(pictures)))
     durations = [each] * len(more) + [round(each + 1000 * HELD)]
     with beside(Path(path)) as partial:
