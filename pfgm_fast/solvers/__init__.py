@@ -39,7 +39,7 @@ CHURN = ("S_churn", "S_min", "S_max", "S_noise")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "euler": CHURN,
     "heun": CHURN,
-    "rk45": ("rtol", "atol", "norm"),
+    "rk45": ("rtol", "atol", "norm", "max_nfe"),
     "predictor_corrector": ("snr",),
 }
 """What each solver takes beside the grid."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfgm_fast import checks
 from pfgm_fast.errors import SolverError
 from pfgm_fast.flows import Flow, Noise, OnStep, onto_data, per_image
 
@@ -29,6 +30,7 @@ def solve(
     rtol: float = 1e-4,
     atol: float = 1e-4,
     norm: Norm | None = None,
+    max_nfe: int = 10_000,
 ) -> Tensor:
     """x (B, *shape) at times[-1]. Only the ends of `times` are used; the tolerances are those of the paper (appendix B.4). Where the
     last is 0, the integration ends at the one before, and the denoising step follows: one evaluation more. on_step cannot change x.
@@ -39,7 +41,8 @@ def solve(
     instead of 200, and ends ten times closer.
 
     A row whose derivative is not finite is left out of the step control from there on and returned as NaN, with a warning
-    that says how many rows and where; the others go on. Raises: SolverError where the steps shrink to nothing.
+    that says how many rows and where; the others go on. Raises: SolverError where the steps shrink to nothing, or where more than
+    max_nfe evaluations would be needed.
     """
     from torchdiffeq import odeint
 
@@ -52,7 +55,7 @@ def solve(
     denoise = onto_data(*times[-2:])
     last = times[-2] if denoise else times[-1]
     ends = moments((times[0], last))
-    rows = _Rows(flow, x, on_step, norm or root_mean_square, ends)
+    rows = _Rows(flow, x, on_step, norm or root_mean_square, ends, checks.integer("max_nfe", max_nfe, 1))
     options: dict[str, Any] = {
         "step_t": ends[1:],  # the last step ends there: beyond it the flow need not exist
         "norm": rows.norm,
@@ -66,6 +69,11 @@ def solve(
                 end = flow.denoised(end, flow.evaluate(end, last), last)
     except _NoRowLeftError:
         end = x
+    except _TooManyError:
+        raise SolverError(
+            f"rk45 has taken max_nfe = {max_nfe} evaluations and stands at t = {rows.t:.6g} with rtol = {rtol:g}, atol = {atol:g}: "
+            "the flow is not smooth there (an untrained network?); allow larger tolerances or more evaluations, or take euler or heun"
+        ) from None
     except AssertionError as error:
         raise SolverError(
             f"rk45 cannot go on at t = {rows.t:.6g} with rtol = {rtol:g}, atol = {atol:g} ({error}): the flow is too steep or "
@@ -78,18 +86,27 @@ class _NoRowLeftError(Exception):
     """Ends the integration: every row has failed."""
 
 
+class _TooManyError(Exception):
+    """Ends the integration: it would not end by itself in any reasonable time."""
+
+
 class _Rows:
     """The derivative that torchdiffeq integrates: rows that failed stand still, and the error's norm does not see them."""
 
-    def __init__(self, flow: Flow, x: Tensor, on_step: OnStep, norm: Norm, ends: Tensor) -> None:
+    def __init__(
+        self, flow: Flow, x: Tensor, on_step: OnStep, norm: Norm, ends: Tensor, max_nfe: int
+    ) -> None:
         self.flow, self.start, self.on_step, self.whole_norm = flow, x, on_step, norm
         self.alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.all_alive = True
         self.least, self.most = float(ends.min()), float(ends.max())
-        self.t = float("nan")
+        self.t, self.left = float("nan"), max_nfe
 
     def __call__(self, s: Tensor, state: Tensor) -> Tensor:
         # torchdiffeq's guess of the first step looks far ahead where the slope is small, as VP's is at its prior
+        self.left -= 1
+        if self.left < 0:
+            raise _TooManyError
         t = self.t = self.flow.time(min(max(float(s), self.least), self.most))
         if not self.all_alive:
             state = state.where(self._mask(), self.start)
