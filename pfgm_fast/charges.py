@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import torch
@@ -72,6 +73,14 @@ class Charges:
 
         return from_dataset(dataset, **reading).charges(labels)
 
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], **reading: Any) -> Charges:
+        """The charges of a .npy, .safetensors or raw file that need not fit in memory, streamed in blocks at each call. reading: as
+        for `pfgm_fast.charges_file.FileCharges`, docs/scale.md. Raises: DataError, ArgumentError."""
+        from pfgm_fast.charges_file import FileCharges
+
+        return FileCharges(path, **reading)
+
     def _log_weights(self, weights: Tensor) -> Tensor:
         weights = checks.tensor("weights", weights, (*checks.REAL, *_HALF))
         weights = checks.constant("weights", weights)
@@ -116,6 +125,11 @@ class Charges:
     def _values(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
         """Values of raw rows, as the kernels see them."""
         return decode(raw, self.divisor, self.offset, dtype)
+
+    @property
+    def operators(self) -> Any:
+        """The field operators over these charges, by their names; each takes a `Query` that `query` made."""
+        return torch.ops.pfgm_fast
 
     @property
     def shape(self) -> torch.Size:
@@ -208,7 +222,7 @@ class Charges:
         """
         if x.shape[1:] != self.shape:
             raise ArgumentError(f"x's rows have shape {tuple(x.shape[1:])}, the charges {tuple(self.shape)}")
-        checks.same_device("x", x, "charges", self.data)
+        checks.same_device("x", x, "charges", self.center)
         if self.dtype != torch.uint8 and x.dtype != self.dtype:
             raise ArgumentError(
                 f"x is {checks.names((x.dtype,))}, the charges {checks.names((self.dtype,))}: convert one of them"

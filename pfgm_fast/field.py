@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.ops.schema import Query
 from pfgm_fast.special import log_gamma_ratio
-
-_ops = torch.ops.pfgm_fast
 
 
 def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Query:
@@ -36,8 +34,8 @@ def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Qu
     return query._replace(aug_dim=checks.aug_dim(aug_dim))
 
 
-Operator = Callable[[Query], tuple[Tensor, ...]]
-"""What is done with a Query; its outputs have B rows."""
+Operator = Callable[[Any, Query], tuple[Tensor, ...]]
+"""What is done with a Query by the charges' `operators`; its outputs have B rows."""
 
 
 def _over_classes(
@@ -52,7 +50,7 @@ def _over_classes(
     charges = as_charges(charges)
     query = _query(x, r, charges, aug_dim)
     if labels is None:
-        return operator(query)
+        return operator(charges.operators, query)
     labels = checks.constant("labels", checks.index("labels", labels, x))
     flat, radius = query.x, query.r
     outputs: list[Tensor] = []
@@ -60,11 +58,12 @@ def _over_classes(
         rows = (labels == label).nonzero().flatten()
         part, _ = charges.of_label(label)
         # the class's rows have the shape that the charges' own check has already seen
-        results = operator(_query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim))
+        part_query = _query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim)
+        results = operator(part.operators, part_query)
         if not outputs:
             outputs = [result.new_empty((len(flat), *result.shape[1:])) for result in results]
         outputs = [out.index_copy(0, rows, result) for out, result in zip(outputs, results, strict=True)]
-    return tuple(outputs) if outputs else operator(query)
+    return tuple(outputs) if outputs else operator(charges.operators, query)
 
 
 def posterior_mean(
@@ -80,7 +79,7 @@ def posterior_mean(
     PFGM++ (arXiv 2302.04265) eq. 4 and proposition 1; D = ∞ is the denoiser of diffusion models. Inside the convex hull
     of the charges.
     """
-    mean, _ = _over_classes(lambda query: _ops.posterior_mean(*query), x, r, charges, aug_dim, labels)
+    mean, _ = _over_classes(lambda ops, query: ops.posterior_mean(*query), x, r, charges, aug_dim, labels)
     return mean.view(x.shape)
 
 
@@ -97,7 +96,7 @@ def poisson_field(
     PFGM (arXiv 2209.11178) eq. 4, PFGM++ (arXiv 2302.04265) eq. 3, scaled by Σ_j q_j/d_j^(N+D) > 0; it points away from
     the charges. On top of a lone charge E_x is 0.
     """
-    field, _ = _over_classes(lambda query: _ops.poisson_field(*query), x, r, charges, aug_dim, labels)
+    field, _ = _over_classes(lambda ops, query: ops.poisson_field(*query), x, r, charges, aug_dim, labels)
     return field.view(x.shape), checks.per_row("r", r, x, positive=False)
 
 
@@ -116,9 +115,9 @@ def pfgm_target(
     """
     gamma = checks.nonnegative("gamma", gamma)
 
-    def operator(query: Query) -> tuple[Tensor, Tensor]:
-        field, _ = _ops.poisson_field(*query)
-        return _ops.normalize_field(field, query.r, gamma)
+    def operator(ops: Any, query: Query) -> tuple[Tensor, Tensor]:
+        field, _ = ops.poisson_field(*query)
+        return ops.normalize_field(field, query.r, gamma)
 
     vx, vz = _over_classes(operator, x, z, charges, 1.0, labels)
     return vx.view(x.shape), vz
@@ -145,7 +144,7 @@ def log_partition(
 
     `log_density` less its constants, relative to r, so that it stays small where densities of many dimensions are huge.
     """
-    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels)
+    (lse,) = _over_classes(lambda ops, query: (ops.log_density(*query),), x, r, charges, aug_dim, labels)
     return lse
 
 
@@ -163,7 +162,7 @@ def log_density(
     Gaussian of standard deviation r where D = ∞. Sums in float64, returned in x's dtype.
     """
     charges = as_charges(charges)
-    (lse,) = _over_classes(lambda query: (_ops.log_density(*query),), x, r, charges, aug_dim, labels)
+    (lse,) = _over_classes(lambda ops, query: (ops.log_density(*query),), x, r, charges, aug_dim, labels)
     radius = checks.per_row("r", r, x, positive=False)
     if labels is None:
         total: float | Tensor = charges.mean_log_weight()
@@ -187,10 +186,10 @@ def score(
     PFGM++ (arXiv 2302.04265) section 3: the field is the score times a factor only at D = ∞.
     """
 
-    def operator(query: Query) -> tuple[Tensor]:
+    def operator(ops: Any, query: Query) -> tuple[Tensor]:
         if math.isinf(query.aug_dim):  # where the field says it all, and its derivatives need fewer moments
-            return (_ops.poisson_field(*query)[0] / -query.r.square()[:, None],)
-        return (_ops.score(*query)[0],)
+            return (ops.poisson_field(*query)[0] / -query.r.square()[:, None],)
+        return (ops.score(*query)[0],)
 
     (gradient,) = _over_classes(operator, x, r, charges, aug_dim, labels)
     return gradient.view(x.shape)
@@ -210,8 +209,8 @@ def field_divergence(
     field, dx/dr = (x − m)/r, has the divergence of this over r: the instantaneous change of variables without an estimate.
     """
 
-    def operator(query: Query) -> tuple[Tensor]:
-        gradient, field, _, trace, _ = _ops.score(*query)
+    def operator(ops: Any, query: Query) -> tuple[Tensor]:
+        gradient, field, _, trace, _ = ops.score(*query)
         return (query.x.shape[1] - trace - (field * gradient).sum(1),)
 
     (divergence,) = _over_classes(operator, x, r, charges, aug_dim, labels)
@@ -233,8 +232,8 @@ def field_step(
     on the posterior mean.
     """
 
-    def operator(query: Query) -> tuple[Tensor]:
-        return (_ops.field_step(*query, next_radius[: len(query.x)]),)
+    def operator(ops: Any, query: Query) -> tuple[Tensor]:
+        return (ops.field_step(*query, next_radius[: len(query.x)]),)
 
     next_radius = checks.per_row(
         "z_next", z_next, x if isinstance(x, Tensor) else checks.batch("x", x), positive=False
