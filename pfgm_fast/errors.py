@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 
+LONGEST = 1000
+"""Characters of a message: what is longer quotes something endless, and is cut in the middle."""
+
+
 class PfgmError(Exception):
     """Base class of every error that this package raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 4 :]}"
+        super().__init__(message)
 
 
 class ArgumentError(PfgmError, ValueError):

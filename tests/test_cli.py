@@ -151,7 +151,17 @@ def test_demo_in_short(tmp_path: Path) -> None:
         (["train", "--out", "{tmp}", "--set", "train.colour=1"], "unknown setting 'colour'"),
         (["train", "--out", "{tmp}", "--set", "nonsense"], "--set takes name=value"),
         (
-            ["train", "--out", "{tmp}", "--preset", "mnist", "--data", "digits"],
+            [
+                "train",
+                "--out",
+                "{tmp}",
+                "--preset",
+                "mnist",
+                "--data",
+                "digits",
+                "--set",
+                "network.image_size=28",
+            ],
             "the network is for images of 1×28×28",
         ),
         (["train", "--out", "{tmp}", "--device", "cuda:x"], "--device cuda:x"),

@@ -57,6 +57,7 @@ class Trainer:
         self.folder, self.device = Path(folder), torch.device(device)
         size: Any = config.size
         loaded = data.load(config.data, size) if images is None else images
+        _same_run(self.folder, config, looked_at=False)
         _fits(config, loaded)
         train = config.train
         record = DataRecord.of(loaded)
@@ -370,11 +371,14 @@ def _same_data(folder: Path, record: DataRecord) -> None:
         )
 
 
-def _same_run(folder: Path, config: RunConfig) -> None:
-    """A folder's checkpoint belongs to its config; only how long to go on and what to report may change."""
+def _same_run(folder: Path, config: RunConfig, looked_at: bool = True) -> None:
+    """A folder's checkpoint belongs to its config; only how long to go on and what to report may change. looked_at: the data have been,
+    which fill in the method; before that the rest is compared, so that a difference is said as such and not as what follows from it."""
     if not checkpoints.available(folder):
         return
     before = RunConfig.load(folder)
+    if not looked_at:
+        config = replace(config, method=before.method, dataset=before.dataset, data=before.data)
     if before.method is not None:  # of an earlier version: what it did not know has today's default
         before = replace(before, method=method_from_dict(before.method).to_dict())
     found = differences(before, config)
