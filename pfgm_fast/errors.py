@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 1000
 """Characters of a message: what is longer quotes something endless, and is cut in the middle."""
 
