@@ -6,8 +6,9 @@ namespace {
 
 constexpr int64_t kDigitSums = 6 << 20;
 constexpr int64_t kDigitDimensions = 65000;  // above, 32 bits may not hold a sum of bytes times digits
-static_assert(255 * 128 * kDigitDimensions < int64_t{1} << 31, "a byte is at most 255, a later digit at least -128");
-constexpr int64_t kFloatRows = 32;           // fewer rows do not pay for rounding float charges
+static_assert(255 * 128 * kDigitDimensions < int64_t{1} << 31,
+              "a byte is at most 255, a later digit at least -128");
+constexpr int64_t kFloatRows = 32;  // fewer rows do not pay for rounding float charges
 
 }  // namespace
 
