@@ -164,7 +164,6 @@ def _add_exact(studies: Any) -> None:
 
 
 def run_exact(options: argparse.Namespace) -> None:
-    import time
     from dataclasses import replace
 
     from pfgm_fast import data
@@ -176,10 +175,9 @@ def run_exact(options: argparse.Namespace) -> None:
     plan = replace(
         plan, methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))
     )
-    began = time.perf_counter()
     charges = images.charges().to(device(options))
     points = ExactStudy(charges, plan, options.out).run()
-    write_exact(options.out, points, _described(images, charges), plan.samples, time.perf_counter() - began)
+    write_exact(options.out, points, _described(images, charges), plan.samples)
     print(f"in {options.out}: exact.md, accuracy.png, steps.png, points.jsonl")
 
 

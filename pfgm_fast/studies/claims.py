@@ -68,13 +68,13 @@ def ratios(points: Sequence[ExactPoint], level: float) -> list[tuple[int, float]
     return out
 
 
-def write_exact(folder: Path, points: Sequence[ExactPoint], what: str, samples: int, seconds: float) -> None:
+def write_exact(folder: Path, points: Sequence[ExactPoint], what: str, samples: int) -> None:
     """exact.md, accuracy.png and steps.png in a folder."""
     floor = json.loads((folder / "floor.json").read_text())["excess"]
     resolution = math.sqrt(max(1e-12, sum(v * v for v in floor) / len(floor)))
     _plot_accuracy(folder / "accuracy.png", points, resolution)
     _plot_steps(folder / "steps.png", points)
-    write_beside(folder / "exact.md", _exact_page(points, what, samples, resolution, seconds).encode())
+    write_beside(folder / "exact.md", _exact_page(points, what, samples, resolution).encode())
 
 
 def _verdict(points: Sequence[ExactPoint], level: float) -> str:
@@ -92,15 +92,13 @@ def _verdict(points: Sequence[ExactPoint], level: float) -> str:
     )
 
 
-def _exact_page(
-    points: Sequence[ExactPoint], what: str, samples: int, resolution: float, seconds: float
-) -> str:
+def _exact_page(points: Sequence[ExactPoint], what: str, samples: int, resolution: float) -> str:
     seeds = len({p.seed for p in points})
     lines = [
         f"# Accuracy against evaluations with the exact field: {what}",
         "",
-        f"No network: every sampler is given the exact field of the data. {samples} samples a point, {seeds} seeds; "
-        f"{seconds / 60:.0f} minutes. *Error* is the root of the energy distance between the samples and the data over the data's own "
+        f"No network: every sampler is given the exact field of the data. {samples} samples a point, {seeds} seeds, "
+        f"{sum(p.seconds for p in points) / 60:.0f} minutes of sampling. *Error* is the root of the energy distance between the samples and the data over the data's own "
         f"mean distance; {samples} perfect samples have {math.sqrt(resolution):.1%} by chance. *Deviation* is an ODE's distance to its own "
         "exact solution, on the data smoothed by half their standard deviation, over the data's spread.",
         "",
