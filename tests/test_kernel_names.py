@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -73,9 +74,63 @@ def test_a_stages_files_exist(row: list[str]) -> None:
             assert (ROOT / FOLDERS[backend] / name).exists(), f"{backend}: {name}"
 
 
-def test_names_that_were_given_up_are_gone() -> None:
-    """One word for one thing: the old ones of the glossary do not come back into the C++ that is shared or of the CPU."""
-    gone = re.compile(r"\b(Wanted|FloatLaw|Law|ChargeRows|SpreadRow|hopeless|run_plane|settle_few)\b")
-    for folder in ("common", "cpu"):
-        for path in (ROOT / "csrc" / folder).rglob("*.*"):
+def _triton_kernels(path: Path) -> set[str]:
+    """The functions that a launch runs: those that ask which program they are. (Triton itself is not asked: it may be absent.)"""
+    return {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and "tl.program_id(" in ast.unparse(node)
+    }
+
+
+def test_a_triton_kernel_is_named_as_its_stage_and_stands_in_its_file() -> None:
+    """Of `step_kernels.py` the glossary has the file alone: its docstring has the kernels."""
+    stages = {row[0].strip("`"): re.findall(r"`([^`]+)`", row[4]) for row in _rows("stage")}
+    named = {name for files in stages.values() for name in files}
+    found = {path.name: _triton_kernels(path) for path in (ROOT / FOLDERS["triton"]).glob("*.py")}
+    steps = found.pop("step_kernels.py")
+    assert {name for name, kernels in found.items() if kernels} <= named
+    for name, kernels in found.items():
+        stem = name.removesuffix(".py")
+        assert [k for k in kernels if not re.fullmatch(rf"{stem}(_bytes|_floats)?_kernel", k)] == [], name
+    text = (ROOT / FOLDERS["triton"] / "step_kernels.py").read_text()
+    assert [k for k in steps if f"`{k}`" not in text] == []
+    document = (ROOT / "docs" / "triton.md").read_text()
+    table = re.findall(r"^\| `(\w+_kernel)` \|", document, re.MULTILINE)
+    assert sorted(table) == sorted(kernel for kernels in found.values() for kernel in kernels)
+    for file in re.findall(r"`(\w+\.py)`", document.split("## What is where")[1].split("##")[0]):
+        assert (ROOT / FOLDERS["triton"] / file).exists(), file
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda", "triton"])
+def test_a_numbers_name_is_found_in_its_backend(backend: str) -> None:
+    """Where the table of numbers names a constant or a stage of a backend, that backend's sources have it."""
+    sources = [path for path in (ROOT / FOLDERS[backend]).rglob("*.*") if path.suffix != ".pyc"]
+    text = "\n".join(path.read_text() for path in sources)
+    names = [
+        name
+        for row in _rows("number")
+        for part in re.split(r"[,;]? ?(?=\b(?:cpu|cuda|triton)\b)", row[1])
+        if part.startswith(backend)
+        for name in re.findall(r"`(\w+)`", part)
+    ]
+    assert len(names) > 3
+    stems = {path.stem for path in sources}
+    assert [name for name in names if name not in stems and not re.search(rf"\b{name}\b", text)] == []
+
+
+GONE = {
+    "csrc/common": r"Wanted|FloatLaw|Law|ChargeRows|SpreadRow|hopeless|run_plane|settle_few",
+    "csrc/cpu": r"Wanted|FloatLaw|Law|ChargeRows|SpreadRow|hopeless|run_plane|settle_few",
+    "pfgm_fast/backends/triton": r"plane\w*|spread\w*|heavy\w*|light|LISTED|heard|doubts?|MODES?|Call|log_kernel|(byte|float)_product\w*|digit_kernel",
+}
+"""Folder → the words of the glossary's column "was" that do not come back there."""
+
+
+@pytest.mark.parametrize("folder", GONE)
+def test_names_that_were_given_up_are_gone(folder: str) -> None:
+    """One word for one thing."""
+    gone = re.compile(rf"\b({GONE[folder]})\b")
+    for path in (ROOT / folder).rglob("*.*"):
+        if path.suffix != ".pyc":
             assert not gone.search(path.read_text()), path

@@ -85,10 +85,7 @@ def test_another_batch_or_data_set_compiles_nothing_new() -> None:
 
     table = replace(
         configs.TABLES["sm_90"],
-        **{
-            name: getattr(configs.TABLES["sm_90"], name)[-1:]
-            for name in ("byte_product", "float_product", "byte_spread", "float_spread")
-        },
+        **{name: getattr(configs.TABLES["sm_90"], name)[-1:] for name in configs.PRODUCTS},
     )
     variants: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for dtype in (torch.uint8, torch.float32):

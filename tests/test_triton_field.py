@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton"),
 ]
 
-HEAVY = (
+DENSE = (
     "digits-size",
     "odd-sizes",
     "bytes",
@@ -35,7 +35,7 @@ HEAVY = (
     "weights",
     "weights-inf",
 )
-"""Cases that are also served with lists of at most three charges, so that rows go through the second product."""
+"""Cases that are also served with a longest support of three charges, so that rows are dense and go through the second product."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,10 +47,10 @@ def _poisoned() -> Iterator[None]:
 
 
 @pytest.fixture
-def few_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_support(monkeypatch: pytest.MonkeyPatch) -> None:
     from pfgm_fast.backends.triton import configs
 
-    monkeypatch.setattr(configs, "LISTED", 3)
+    monkeypatch.setattr(configs, "LONGEST_SUPPORT", 3)
 
 
 def _exact(case: Case) -> tuple[Tensor, Tensor, pf.Charges]:
@@ -79,8 +79,8 @@ def test_field_and_mean(name: str) -> None:
     _check_field_and_mean(CASES[name]())
 
 
-@pytest.mark.parametrize("name", HEAVY)
-def test_rows_through_the_second_product(name: str, few_listed) -> None:
+@pytest.mark.parametrize("name", DENSE)
+def test_rows_through_the_second_product(name: str, short_support) -> None:
     _check_field_and_mean(CASES[name]())
 
 
@@ -153,9 +153,9 @@ def test_gradients(function) -> None:
         assert ((flat_got - flat).norm(dim=1) <= 1e-4 * flat.norm(dim=1) + 1e-6 * flat.norm()).all()
 
 
-@pytest.mark.parametrize("kind", ["plane", "floats", "bytes"])
+@pytest.mark.parametrize("kind", ["small_n", "floats", "bytes"])
 def test_bad_rows_become_nan_and_others_do_not(kind: str) -> None:
-    dim = 3 if kind == "plane" else 20
+    dim = 3 if kind == "small_n" else 20
     y = torch.randint(0, 256, (30, dim), dtype=torch.uint8) if kind == "bytes" else torch.randn(30, dim)
     x, r = torch.randn(7, dim), torch.full((7,), 0.5)
     good = x.clone()
@@ -186,7 +186,7 @@ def test_zero_field_on_a_lone_charge() -> None:
 
 
 @pytest.mark.parametrize("name", ["bytes", "odd-sizes"])
-def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatch) -> None:
+def test_tiles_and_splits_change_rounding_only(name: str, short_support, monkeypatch) -> None:
     from pfgm_fast.backends.triton import configs, weighted_sum
 
     case = CASES[name]()
@@ -202,8 +202,8 @@ def test_tiles_and_splits_change_rounding_only(name: str, few_listed, monkeypatc
     field, lse = served()
     assert all(torch.equal(a, b) for a, b in zip(served(), (field, lse), strict=True))
     other = {
-        product: (configs.Tile(32, 64 if "spread" in product else configs.CHARGES, 32, 4, 1),)
-        for product in ("byte_product", "float_product", "byte_spread", "float_spread")
+        product: (configs.Tile(32, 64 if "sum" in product else configs.CHARGES, 32, 4, 1),)
+        for product in configs.PRODUCTS
     }
     monkeypatch.setattr(configs, "INTERPRETER", replace(configs.INTERPRETER, **other))
     monkeypatch.setattr(weighted_sum, "splits_of", lambda *_: 3)
@@ -230,10 +230,10 @@ def test_large_batches_are_cut(monkeypatch) -> None:
 
     x, y = torch.randn(21, 18), torch.randn(5, 18)
     cut = []
-    rows = field.Call.rows
+    rows = field.FieldCall.rows
     monkeypatch.setattr(field, "SCRATCH", 1)
     monkeypatch.setattr(field, "LEAST_ROWS", 8)
-    monkeypatch.setattr(field.Call, "rows", lambda call, part: cut.append(part) or rows(call, part))
+    monkeypatch.setattr(field.FieldCall, "rows", lambda call, part: cut.append(part) or rows(call, part))
     with pf.use_backend("triton"):
         got, _ = pf.poisson_field(x, 1.0, y)
     with pf.use_backend("reference"):
@@ -259,19 +259,19 @@ def test_unprepared_charges(name: str) -> None:
 
 def test_tiles_without_weight_are_not_read() -> None:
     from pfgm_fast.backends.triton import configs, field
-    from pfgm_fast.backends.triton.weighted_sum import launch_spread
+    from pfgm_fast.backends.triton.weighted_sum import launch_weighted_sum
 
     y = torch.randn(1100, 24)
     y[64:1024] = math.nan  # 15 tiles of 64 charges, and the splits' ends among them
-    call = field.Call(
+    call = field.FieldCall(
         "poisson_field", torch.zeros(2, 24), torch.ones(2), y, None, torch.zeros(24), None, 1.0, 0.0, 1.0
     )
     scratch = field.Scratch.of(call)
     scratch.gaps.zero_()
     scratch.gaps[0, :64], scratch.gaps[1, 1024:1100] = torch.rand(64), torch.rand(76)
-    scratch.heavy_rows.copy_(torch.tensor([1, 0]))
-    scratch.heavy_count.fill_(2)
-    partial = launch_spread(call, scratch, configs.INTERPRETER, 2)
+    scratch.dense_rows.copy_(torch.tensor([1, 0]))
+    scratch.dense_count.fill_(2)
+    partial = launch_weighted_sum(call, scratch, configs.INTERPRETER, 2)
     expected = torch.stack([scratch.gaps[1, 1024:1100] @ y[1024:], scratch.gaps[0, :64] @ y[:64]])
     assert partial.shape[0] > 1
     torch.testing.assert_close(partial.sum(0), expected)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.common import MODES
+from pfgm_fast.backends.triton.common import FIELD_OPS
 from pfgm_fast.backends.triton.runtime import cdiv
 
 
 @dataclass(frozen=True)
-class Call:
+class FieldCall:
     """One call of a field operator; every array is contiguous."""
 
     op: str
@@ -53,14 +53,14 @@ class Call:
 
     @property
     def kind(self) -> dict[str, Any]:
-        return {"MODE": MODES[self.op], "GAUSSIAN": math.isinf(self.aug_dim)}
+        return {"OP": FIELD_OPS[self.op], "GAUSSIAN": math.isinf(self.aug_dim)}
 
     @property
     def ends_in_weights(self) -> bool:
         """Whether `weights` serves every row: nothing is left for a second product."""
         return self.op in ("log_density", "score", "second_moment")
 
-    def rows(self, part: slice) -> Call:
+    def rows(self, part: slice) -> FieldCall:
         """The same call for some of its rows."""
         cut = {
             name: getattr(self, name)[part]
@@ -78,17 +78,17 @@ class Scratch:
     tiles: int
     gaps: Tensor  # (B, stride) float32
     least: Tensor  # (B, tiles) float64
-    listed: Tensor  # (B, stride) int32
+    support: Tensor  # (B, stride) int32
     second: Tensor | None  # (B, stride) float32
     counts: Tensor  # (B,) int32
-    heavy_rows: Tensor  # (B,) int32
-    heavy_count: Tensor  # (1,) int32
+    dense_rows: Tensor  # (B,) int32
+    dense_count: Tensor  # (1,) int32
     anchors: Tensor  # (B,) int64
-    numbers: Tensor  # (3, B) float64: totals, doubts, reaches
+    numbers: Tensor  # (3, B) float64: totals, error_bounds, reaches
     residual: Tensor | None  # (B,) float32: bytes
 
     @staticmethod
-    def of(call: Call) -> Scratch:
+    def of(call: FieldCall) -> Scratch:
         batch, count, _ = call.sizes
         tiles = cdiv(count, configs.CHARGES)
         stride = tiles * configs.CHARGES
@@ -102,11 +102,11 @@ class Scratch:
             tiles=tiles,
             gaps=empty(batch, stride, dtype=torch.float32),
             least=empty(batch, tiles, dtype=torch.float64),
-            listed=empty(batch, stride, dtype=torch.int32),
+            support=empty(batch, stride, dtype=torch.int32),
             second=empty(batch, stride, dtype=torch.float32) if coefficients else None,
             counts=empty(batch, dtype=torch.int32),
-            heavy_rows=empty(batch, dtype=torch.int32),
-            heavy_count=empty(1, dtype=torch.int32),
+            dense_rows=empty(batch, dtype=torch.int32),
+            dense_count=empty(1, dtype=torch.int32),
             anchors=empty(batch, dtype=torch.int64),
             numbers=empty(3, batch, dtype=torch.float64),
             residual=empty(batch, dtype=torch.float32) if call.bytes else None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pfgm_fast.backends.triton.runtime import jit, tl
 
-MEAN = tl.constexpr(0)
-FIELD = tl.constexpr(1)
-STEP = tl.constexpr(2)
+POSTERIOR_MEAN = tl.constexpr(0)
+POISSON_FIELD = tl.constexpr(1)
+FIELD_STEP = tl.constexpr(2)
 LOG_DENSITY = tl.constexpr(3)
 SCORE = tl.constexpr(4)
-MOMENT = tl.constexpr(5)
+SECOND_MOMENT = tl.constexpr(5)
 
-MODES = {
+FIELD_OPS = {
     "posterior_mean": 0,
     "poisson_field": 1,
     "field_step": 2,
@@ -19,7 +19,7 @@ MODES = {
     "score": 4,
     "second_moment": 5,
 }
-"""Operator → the constexpr MODE of the kernels that serve it."""
+"""Operator → the constexpr OP of the kernels that serve it."""
 
 
 @jit
@@ -43,7 +43,7 @@ def log_one_plus(t):
 
 
 @jit
-def log_kernel(squares, r2, power, GAUSSIAN: tl.constexpr):
+def anchor_log_weight(squares, r2, power, GAUSSIAN: tl.constexpr):
     """log (1 + squares/r²)^(−power); D = ∞: −squares/(2 r²)."""
     if GAUSSIAN:
         return -0.5 * squares / r2
@@ -60,11 +60,11 @@ def two_sum(total, error, term):
 
 
 @jit
-def field_output(x, y, total, r, r_next, MODE: tl.constexpr):
+def field_output(x, y, total, r, r_next, OP: tl.constexpr):
     """posterior_mean, poisson_field or field_step at one element; y is the anchor's, total = Σ w (y_j − y)/Σ w."""
-    if MODE == MEAN:
+    if OP == POSTERIOR_MEAN:
         return y + total
-    elif MODE == STEP:
+    elif OP == FIELD_STEP:
         return x + (r_next - r) / r * ((x - y) - total)
     else:
         return (x - y) - total

@@ -15,16 +15,16 @@ import torch
 CHARGES = 128
 """Charges of a tile of the first product: one for all configurations, because the rows' kernel reads the tiles' minima."""
 
-LISTED = 64
-"""A query with at most so many charges of weight is served by direct differences; others by the second product."""
+LONGEST_SUPPORT = 64
+"""Charges in the support of a sparse row at most: such a row is served by direct differences, a dense one by the second product."""
 
-DIGIT_BLOCK, DIGIT_WARPS = 1024, 4
-PLANE_QUERIES, PLANE_CHARGES, PLANE_WARPS = 16, 128, 4
+SPLIT_DIGITS_BLOCK, SPLIT_DIGITS_WARPS = 1024, 4
+SMALL_N_QUERIES, SMALL_N_CHARGES, SMALL_N_WARPS = 16, 128, 4
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One configuration of a product: `rows` queries (first product) or listed queries (second) by `columns` charges (first)
+    """One configuration of a product: `rows` queries (first product) or dense rows (second) by `columns` charges (first)
     or elements (second), `depth` of the contracted dimension a step."""
 
     rows: int
@@ -44,7 +44,7 @@ class Rows:
     """How the rows' kernels (weights, finish) go through a row."""
 
     tiles: int = 8  # of charges at a time
-    listed: int = 4  # charges of a list at a time: most lists are short
+    support: int = 4  # charges of a support at a time: most are short
     block: int = 256  # elements at a time
     warps: int = 8
     registers: int = 168
@@ -55,11 +55,11 @@ class Rows:
 class Table:
     """Tiles of each product, the largest first."""
 
-    byte_product: tuple[Tile, ...]
-    long_byte_product: tuple[Tile, ...]  # N > 131,072: sums of parts are kept in int64 besides
-    float_product: tuple[Tile, ...]
-    byte_spread: tuple[Tile, ...]
-    float_spread: tuple[Tile, ...]
+    distance_gemm_bytes: tuple[Tile, ...]
+    distance_gemm_long_bytes: tuple[Tile, ...]  # N > 131,072: sums of parts are kept in int64 besides
+    distance_gemm_floats: tuple[Tile, ...]
+    weighted_sum_bytes: tuple[Tile, ...]
+    weighted_sum_floats: tuple[Tile, ...]
     precision: str
     """How a product of float32 is split. bf16x6: three bfloat16 terms a side, the six products that reach 2⁻²⁴: as many
     tensor-core passes as tf32x3 at half their price, a bit more accurate, and known to NVIDIA and AMD. `ieee` runs on plain
@@ -67,32 +67,36 @@ class Table:
     rows: Rows = Rows()
 
 
+PRODUCTS = ("distance_gemm_bytes", "distance_gemm_floats", "weighted_sum_bytes", "weighted_sum_floats")
+"""The fields of a `Table` that every path takes one of (long rows of bytes have tiles of their own)."""
+
+
 def _tiles(columns: int, depth: int, stages: int, *rows_and_warps: tuple[int, int]) -> tuple[Tile, ...]:
     return tuple(Tile(rows, columns, depth, warps, stages) for rows, warps in rows_and_warps)
 
 
 _AMPERE = Table(  # within the 99 KiB of shared memory of sm_86 and sm_89
-    byte_product=_tiles(CHARGES, 64, 3, (64, 8), (32, 4), (16, 4)),
-    long_byte_product=_tiles(CHARGES, 64, 3, (16, 4)),
-    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
-    byte_spread=_tiles(64, 64, 2, (32, 4), (16, 4)),
-    float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
+    distance_gemm_bytes=_tiles(CHARGES, 64, 3, (64, 8), (32, 4), (16, 4)),
+    distance_gemm_long_bytes=_tiles(CHARGES, 64, 3, (16, 4)),
+    distance_gemm_floats=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
+    weighted_sum_bytes=_tiles(64, 64, 2, (32, 4), (16, 4)),
+    weighted_sum_floats=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
 )
 _HOPPER = Table(
-    byte_product=_tiles(CHARGES, 128, 3, (64, 8), (32, 4), (16, 4)),
-    long_byte_product=_tiles(CHARGES, 128, 3, (16, 4)),
-    float_product=_tiles(CHARGES, 32, 3, (64, 8), (32, 8), (16, 4)),
-    byte_spread=_tiles(64, 64, 3, (64, 8), (16, 4)),
-    float_spread=_tiles(64, 32, 3, (64, 8), (16, 4)),
+    distance_gemm_bytes=_tiles(CHARGES, 128, 3, (64, 8), (32, 4), (16, 4)),
+    distance_gemm_long_bytes=_tiles(CHARGES, 128, 3, (16, 4)),
+    distance_gemm_floats=_tiles(CHARGES, 32, 3, (64, 8), (32, 8), (16, 4)),
+    weighted_sum_bytes=_tiles(64, 64, 3, (64, 8), (16, 4)),
+    weighted_sum_floats=_tiles(64, 32, 3, (64, 8), (16, 4)),
     precision="bf16x6",
 )
 _CDNA3 = Table(  # 64 KiB of shared memory
-    byte_product=_tiles(CHARGES, 64, 2, (64, 8), (32, 4), (16, 4)),
-    long_byte_product=_tiles(CHARGES, 64, 2, (16, 4)),
-    float_product=_tiles(CHARGES, 32, 2, (64, 8), (32, 4), (16, 4)),
-    byte_spread=_tiles(64, 64, 2, (32, 4), (16, 4)),
-    float_spread=_tiles(64, 32, 2, (32, 8), (16, 4)),
+    distance_gemm_bytes=_tiles(CHARGES, 64, 2, (64, 8), (32, 4), (16, 4)),
+    distance_gemm_long_bytes=_tiles(CHARGES, 64, 2, (16, 4)),
+    distance_gemm_floats=_tiles(CHARGES, 32, 2, (64, 8), (32, 4), (16, 4)),
+    weighted_sum_bytes=_tiles(64, 64, 2, (32, 4), (16, 4)),
+    weighted_sum_floats=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
 )
 TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA3}
@@ -100,13 +104,13 @@ TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA
 KiB; 10.x sm_100; AMD's CDNA gfx942. `refuses` says which take none."""
 
 INTERPRETER = Table(  # large enough to be quick there, small enough to have edges
-    byte_product=_tiles(CHARGES, 128, 1, (16, 4)),
-    long_byte_product=_tiles(CHARGES, 128, 1, (16, 4)),
-    float_product=_tiles(CHARGES, 128, 1, (16, 4)),
-    byte_spread=_tiles(128, 64, 1, (16, 4)),
-    float_spread=_tiles(128, 64, 1, (16, 4)),
+    distance_gemm_bytes=_tiles(CHARGES, 128, 1, (16, 4)),
+    distance_gemm_long_bytes=_tiles(CHARGES, 128, 1, (16, 4)),
+    distance_gemm_floats=_tiles(CHARGES, 128, 1, (16, 4)),
+    weighted_sum_bytes=_tiles(128, 64, 1, (16, 4)),
+    weighted_sum_floats=_tiles(128, 64, 1, (16, 4)),
     precision="ieee",
-    rows=Rows(tiles=2, listed=32, block=512),
+    rows=Rows(tiles=2, support=32, block=512),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call, Scratch
+from pfgm_fast.backends.triton.call import FieldCall, Scratch
 from pfgm_fast.backends.triton.common import two_sum
 from pfgm_fast.backends.triton.runtime import Choice, Launch, cdiv, dot, jit, tl
 
@@ -32,7 +32,7 @@ def store_tile(gap, charge, query, gaps, least, tile, B, M, stride, tiles):
 
 
 @jit(do_not_specialize=["B", "M", "tiles"])
-def byte_product_kernel(
+def distance_gemm_bytes_kernel(
     charges,  # (M, N) uint8
     digits,  # (3, B, digit_stride) int8
     scale,  # (B,) float64
@@ -67,7 +67,7 @@ def byte_product_kernel(
     # Rows outside are read as the last row inside: nothing of them is written.
     charge_rows = charges + tl.minimum(charge, M - 1).to(tl.int64)[:, None] * N
     query_rows = digits + tl.minimum(query, B - 1).to(tl.int64)[None, :] * digit_stride
-    plane = tl.cast(B, tl.int64) * digit_stride
+    pitch = tl.cast(B, tl.int64) * digit_stride
     depth = tl.arange(0, DEPTH)
     total = tl.zeros([CHARGES, QUERIES], tl.int64)
     first = tl.zeros([CHARGES, QUERIES], tl.int32)
@@ -85,8 +85,8 @@ def byte_product_kernel(
             signed = (raw ^ 128).to(tl.int8, bitcast=True)
             at = query_rows + (k + depth)[:, None]
             first = dot(signed, tl.load(at, inside[:, None], 0), first, "ieee")
-            second = dot(signed, tl.load(at + plane, inside[:, None], 0), second, "ieee")
-            third = dot(signed, tl.load(at + 2 * plane, inside[:, None], 0), third, "ieee")
+            second = dot(signed, tl.load(at + pitch, inside[:, None], 0), second, "ieee")
+            third = dot(signed, tl.load(at + 2 * pitch, inside[:, None], 0), third, "ieee")
         if LONG:
             total += (first.to(tl.int64) * 256 + second) * 256 + third
     if not LONG:
@@ -99,14 +99,14 @@ def byte_product_kernel(
 
 
 @jit(do_not_specialize=["B", "M", "tiles"])
-def float_product_kernel(
+def distance_gemm_floats_kernel(
     charges,  # (M, N) float32
     x,  # (B, N) float32
     center,  # (N,) float32
     sq_norms,  # (M,) float64: ‖y − μ‖²
     gaps,  # (B, stride) float32
     least,  # (B, tiles) float64
-    heavy_count,  # (1,) int32: set to 0 for `weights.weight_kernel`
+    dense_count,  # (1,) int32: set to 0 for `weights.weights_kernel`
     B,
     M,
     N,
@@ -143,11 +143,11 @@ def float_product_kernel(
     gap = norm[:, None] - 2 * (total.to(tl.float64) + error.to(tl.float64))
     store_tile(gap, charge, query, gaps, least, tile, B, M, stride, tiles)
     if tl.program_id(0) == 0:
-        tl.store(heavy_count, 0)
+        tl.store(dense_count, 0)
 
 
 def _launch(
-    name: str, kernel: Any, call: Call, scratch: Scratch, more: dict[str, Any], constexprs: dict[str, Any],
+    name: str, kernel: Any, call: FieldCall, scratch: Scratch, more: dict[str, Any], constexprs: dict[str, Any],
     tiles: tuple[configs.Tile, ...], processors: int,
 ) -> None:  # fmt: skip
     batch, count, dim = call.sizes
@@ -185,8 +185,8 @@ def _launch(
     ).run()
 
 
-def launch_byte_product(
-    call: Call,
+def launch_distance_gemm_bytes(
+    call: FieldCall,
     scratch: Scratch,
     queries: tuple[Tensor, Tensor],  # digits, scale
     table: configs.Table,
@@ -195,22 +195,24 @@ def launch_byte_product(
     digits, scale = queries
     more = {"digits": digits, "scale": scale, "digit_stride": digits.shape[2], "divisor": call.divisor}
     long = call.sizes[2] > SEGMENT
-    tiles = table.long_byte_product if long else table.byte_product
+    tiles = table.distance_gemm_long_bytes if long else table.distance_gemm_bytes
     constexprs = {"LONG": long, "SEGMENT": SEGMENT}
-    name = "byte_product_long" if long else "byte_product"
-    _launch(name, byte_product_kernel, call, scratch, more, constexprs, tiles, processors)
+    name = "distance_gemm_long_bytes" if long else "distance_gemm_bytes"
+    _launch(name, distance_gemm_bytes_kernel, call, scratch, more, constexprs, tiles, processors)
 
 
-def launch_float_product(call: Call, scratch: Scratch, table: configs.Table, processors: int) -> None:
-    more = {"x": call.x, "center": call.center, "heavy_count": scratch.heavy_count}
+def launch_distance_gemm_floats(
+    call: FieldCall, scratch: Scratch, table: configs.Table, processors: int
+) -> None:
+    more = {"x": call.x, "center": call.center, "dense_count": scratch.dense_count}
     constexprs = {"PRECISION": table.precision}
     _launch(
-        "float_product",
-        float_product_kernel,
+        "distance_gemm_floats",
+        distance_gemm_floats_kernel,
         call,
         scratch,
         more,
         constexprs,
-        table.float_product,
+        table.distance_gemm_floats,
         processors,
     )

@@ -1,12 +1,12 @@
 """The field operators, as launches: which kernels, which configurations, which scratch memory.
 
-| way | serves | launches |
+| path | serves | launches |
 |---|---|---|
-| plane | N ≤ 16 (not score, second_moment; not few queries that meet very many charges) | 1 |
-| bytes | uint8 charges: digits, product, weights, spread, finish | 5; log_density, score, second_moment 3 |
-| floats | float32 charges: product, weights, spread, finish | 4; log_density, score, second_moment 2 |
+| small_n | N ≤ 16 (not score, second_moment; not few queries that meet very many charges) | 1 |
+| bytes | uint8 charges: split_digits, distance_gemm, weights, weighted_sum, finish | 5; log_density, score, second_moment 3 |
+| floats | float32 charges: distance_gemm, weights, weighted_sum, finish | 4; log_density, score, second_moment 2 |
 
-Light rows are finished by `weights`; `spread` and `finish` return at once where no row is heavy. Nothing waits for the device.
+Sparse rows are finished by `weights`; `weighted_sum` and `finish` return at once where no row is dense. Nothing waits for the device.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor
 
 from pfgm_fast.backends import reference
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call, Scratch
-from pfgm_fast.backends.triton.common import MODES
-from pfgm_fast.backends.triton.distance_gemm import launch_byte_product, launch_float_product
+from pfgm_fast.backends.triton.call import FieldCall, Scratch
+from pfgm_fast.backends.triton.common import FIELD_OPS
+from pfgm_fast.backends.triton.distance_gemm import launch_distance_gemm_bytes, launch_distance_gemm_floats
 from pfgm_fast.backends.triton.finish import launch_finish
 from pfgm_fast.backends.triton.runtime import Compilation, device_guard, recorded
-from pfgm_fast.backends.triton.small_n import launch_plane, plane_serves
-from pfgm_fast.backends.triton.split_digits import launch_digits
-from pfgm_fast.backends.triton.weighted_sum import launch_spread
+from pfgm_fast.backends.triton.small_n import launch_small_n, small_n_serves
+from pfgm_fast.backends.triton.split_digits import launch_split_digits
+from pfgm_fast.backends.triton.weighted_sum import launch_weighted_sum
 from pfgm_fast.backends.triton.weights import launch_weights
 
 SCRATCH = 1 << 30
@@ -36,7 +36,7 @@ SCRATCH = 1 << 30
 LEAST_ROWS = 128
 
 
-def prepared(call: Call) -> Call:
+def prepared(call: FieldCall) -> FieldCall:
     """With center and sq_norms: those of the caller, or around 0, in plain PyTorch."""
     if call.center is not None and call.sq_norms is not None:
         return replace(call, center=call.center.to(call.x.dtype))
@@ -46,15 +46,15 @@ def prepared(call: Call) -> Call:
     return replace(call, center=center, sq_norms=norms)
 
 
-def serve(call: Call) -> None:
+def serve(call: FieldCall) -> None:
     """Fill the call's outputs."""
     batch, count, _ = call.sizes
     if batch == 0:
         return
     with device_guard(call.x):
         table, processors = configs.of_device(call.x.device)
-        if plane_serves(call, processors):
-            launch_plane(call)
+        if small_n_serves(call, processors):
+            launch_small_n(call)
             return
         call = prepared(call)
         rows = max(1, SCRATCH // (8 * count * LEAST_ROWS)) * LEAST_ROWS
@@ -62,56 +62,58 @@ def serve(call: Call) -> None:
             serve_rows(call.rows(slice(start, start + rows)), table, processors)
 
 
-def first_product(call: Call, scratch: Scratch, table: configs.Table, processors: int) -> None:
+def launch_distance_gemm(call: FieldCall, scratch: Scratch, table: configs.Table, processors: int) -> None:
     if call.bytes:
-        launch_byte_product(call, scratch, launch_digits(call, scratch), table, processors)
+        launch_distance_gemm_bytes(call, scratch, launch_split_digits(call, scratch), table, processors)
     else:
-        launch_float_product(call, scratch, table, processors)
+        launch_distance_gemm_floats(call, scratch, table, processors)
 
 
-def serve_rows(call: Call, table: configs.Table, processors: int) -> None:
+def serve_rows(call: FieldCall, table: configs.Table, processors: int) -> None:
     scratch = Scratch.of(call)
-    first_product(call, scratch, table, processors)
+    launch_distance_gemm(call, scratch, table, processors)
     launch_weights(call, scratch, table.rows)
     if not call.ends_in_weights:
-        launch_finish(call, scratch, launch_spread(call, scratch, table, processors), table.rows)
+        launch_finish(call, scratch, launch_weighted_sum(call, scratch, table, processors), table.rows)
 
 
 def ahead_of_time(arch: str) -> list[Compilation]:
     """Every kernel of the field operators in every configuration of arch's table, as a launch with aligned arrays would
     compile it, and with sizes that nothing divides."""
     table = configs.TABLES[arch]
-    products = ("byte_product", "float_product", "byte_spread", "float_spread")
     with recorded() as found:
         for dtype in (torch.uint8, torch.float32):
             for shape in (64, 5000, 3072), (37, 5001, 771):
                 call = _example("poisson_field", dtype, shape, False, 1.0)
-                for i in range(max(len(getattr(table, product)) for product in products)):
-                    one = {p: getattr(table, p)[min(i, len(getattr(table, p)) - 1) :][:1] for p in products}
-                    first_product(call, Scratch.of(call), replace(table, **one), 100)
-                    launch_spread(call, Scratch.of(call), replace(table, **one), 100)
+                for i in range(max(len(getattr(table, product)) for product in configs.PRODUCTS)):
+                    one = {
+                        p: getattr(table, p)[min(i, len(getattr(table, p)) - 1) :][:1]
+                        for p in configs.PRODUCTS
+                    }
+                    launch_distance_gemm(call, Scratch.of(call), replace(table, **one), 100)
+                    launch_weighted_sum(call, Scratch.of(call), replace(table, **one), 100)
                 serve_rows(call, table, 100)
         long = _example("poisson_field", torch.uint8, (16, 5000, 196_608), False, 1.0)
-        first_product(long, Scratch.of(long), table, 100)
-        for op, dtype in zip(MODES, (torch.uint8, torch.float32) * 3, strict=True):
+        launch_distance_gemm(long, Scratch.of(long), table, 100)
+        for op, dtype in zip(FIELD_OPS, (torch.uint8, torch.float32) * 3, strict=True):
             serve_rows(_example(op, dtype, (64, 5000, 3072), True, math.inf), table, 100)
         for dim in (1, 2, 4, 8, 16):
-            launch_plane(_example("poisson_field", torch.float32, (64, 5000, dim), False, 1.0))
+            launch_small_n(_example("poisson_field", torch.float32, (64, 5000, dim), False, 1.0))
         for op in ("posterior_mean", "field_step", "log_density"):
-            launch_plane(_example(op, torch.uint8, (64, 5000, 2), True, math.inf))
+            launch_small_n(_example(op, torch.uint8, (64, 5000, 2), True, math.inf))
     return list({repr(c): c for c in found}.values())
 
 
 def _example(
     op: str, dtype: torch.dtype, shape: tuple[int, int, int], weighted: bool, aug_dim: float
-) -> Call:
+) -> FieldCall:
     """A call whose tensors have no memory."""
     batch, count, dim = shape
 
     def array(*size: int, kind: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(size, dtype=kind, device="meta")
 
-    call = Call(
+    call = FieldCall(
         op,
         array(batch, dim),
         array(batch),

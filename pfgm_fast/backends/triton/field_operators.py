@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pfgm_fast.backends.triton.call import Call
+from pfgm_fast.backends.triton.call import FieldCall
 from pfgm_fast.backends.triton.field import serve
 from pfgm_fast.ops.schema import Query
 
@@ -16,7 +16,7 @@ def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _vector_and_lse(op: str, query: Query) -> tuple[Tensor, Tensor]:
     out, lse = torch.empty_like(query.x), _rows(query.x, torch.float64)
-    serve(Call(op, *query, out=out, lse=lse))
+    serve(FieldCall(op, *query, out=out, lse=lse))
     return out, lse
 
 
@@ -35,26 +35,26 @@ def score(query: Query) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     x = query.x
     gradient, field = torch.empty_like(x), torch.empty_like(x)
     rate, trace, lse = _rows(x, x.dtype), _rows(x, x.dtype), _rows(x, torch.float64)
-    serve(Call("score", *query, out=field, gradient=gradient, rate=rate, trace=trace, lse=lse))
+    serve(FieldCall("score", *query, out=field, gradient=gradient, rate=rate, trace=trace, lse=lse))
     return gradient, field, rate, trace, lse
 
 
 def log_density(query: Query) -> Tensor:
     """`reference.log_density`"""
     lse = _rows(query.x, torch.float64)
-    serve(Call("log_density", *query, lse=lse))
+    serve(FieldCall("log_density", *query, lse=lse))
     return lse
 
 
 def second_moment(query: Query, u: Tensor, power: int) -> tuple[Tensor, Tensor]:
     """`reference.second_moment`"""
     moment, projection = torch.empty_like(query.x), _rows(query.x, query.x.dtype)
-    serve(Call("second_moment", *query, u=u.contiguous(), power=power, out=moment, rate=projection))
+    serve(FieldCall("second_moment", *query, u=u.contiguous(), power=power, out=moment, rate=projection))
     return moment, projection
 
 
 def field_step(query: Query, r_next: Tensor) -> Tensor:
     """`reference.field_step`: the last kernel writes x' at once, the field is never in memory."""
     out = torch.empty_like(query.x)
-    serve(Call("field_step", *query, r_next=r_next.contiguous(), out=out))
+    serve(FieldCall("field_step", *query, r_next=r_next.contiguous(), out=out))
     return out

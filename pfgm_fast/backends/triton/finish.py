@@ -1,27 +1,32 @@
-"""A heavy row's output from the parts of its sum; where their precision does not suffice, from its list, directly."""
+"""A dense row's output from the parts of its sum; where their precision does not suffice, from its support, directly."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call, Scratch
-from pfgm_fast.backends.triton.common import FIELD, STEP, decode, field_output
+from pfgm_fast.backends.triton.call import FieldCall, Scratch
+from pfgm_fast.backends.triton.common import FIELD_STEP, POISSON_FIELD, decode, field_output
 from pfgm_fast.backends.triton.runtime import Launch, jit, tl
-from pfgm_fast.backends.triton.sparse_row import serve_list, squared_distance
+from pfgm_fast.backends.triton.sparse_row import serve_support, squared_distance
+
+SUM_ERROR = tl.constexpr(2.0**-21)
+"""What Σ w (y − c) errs by, in units of ‖y_a − c‖."""
+LARGEST_ERROR = tl.constexpr(3e-6)
+"""Share of ‖(x − m, r)‖ that rounding may have cost a dense row: above, it is computed from its support."""
 
 
 @jit(do_not_specialize=["B", "splits"])
 def finish_kernel(
     partial,  # (splits, B, N) float32
-    heavy_rows,  # (B,) int32
-    heavy_count,  # (1,) int32
+    dense_rows,  # (B,) int32
+    dense_count,  # (1,) int32
     anchors,  # (B,) int64
     counts,  # (B,) int32
     totals,  # (B,) float64
-    doubts,  # (B,) float64
+    error_bounds,  # (B,) float64
     reaches,  # (B,) float64
-    listed,  # (B, stride) int32
+    support,  # (B, stride) int32
     work,  # (B, stride) float32
     x,  # (B, N) float32
     r,  # (B,) float32
@@ -38,25 +43,25 @@ def finish_kernel(
     divisor,
     offset,
     aug_dim,
-    MODE: tl.constexpr,
+    OP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
-    LIST: tl.constexpr,
+    SUPPORT: tl.constexpr,
     BLOCK: tl.constexpr,
     SCAN: tl.constexpr,
 ):
-    """One program a heavy row: merges the splits in order, x − m = (x − y_a) − (Σ w (y − c)/Σ w − (y_a − c)), and the operator's
-    output of it. A row is computed again by `sparse_row.serve_list` where the norm of (x − m, r) is so small against what was
-    multiplied that rounding could show: sums 2⁻²¹ ‖y_a − c‖, and weights as `weights` says.
+    """One program a dense row: merges the splits in order, x − m = (x − y_a) − (Σ w (y − c)/Σ w − (y_a − c)), and the operator's
+    output of it. A row is computed again by `sparse_row.serve_support` where the norm of (x − m, r) is so small against what was
+    multiplied that rounding could show (SUM_ERROR, LARGEST_ERROR; of weights what `weights` says).
 
     Cost: reads 4 bytes an element and split and 9 more, writes 4; one launch. Defined by `reference.poisson_field`.
     """
     slot = tl.program_id(0).to(tl.int64)
-    if slot < tl.load(heavy_count):
-        row = tl.load(heavy_rows + slot).to(tl.int64)
+    if slot < tl.load(dense_count):
+        row = tl.load(dense_rows + slot).to(tl.int64)
         anchor = tl.load(anchors + row)
         whole = tl.load(totals + row)
         radius = tl.load(r + row)
-        last = tl.load(r_next + row) if MODE == STEP else 0.0
+        last = tl.load(r_next + row) if OP == FIELD_STEP else 0.0
         columns = tl.arange(0, BLOCK)
         anchor_row, x_row = charges + anchor * N, x + row * N
         lengths = tl.zeros([BLOCK], tl.float64)
@@ -78,43 +83,43 @@ def finish_kernel(
                 shift = near.to(tl.float64) - tl.load(center + k + columns, inside, 0.0).to(tl.float64)
                 unit = 1.0
             difference = ((summed - shift) / unit).to(tl.float32)
-            field = field_output(here, near, difference, radius, last, FIELD)
+            field = field_output(here, near, difference, radius, last, POISSON_FIELD)
             lengths += tl.where(inside, field * field, 0.0).to(tl.float64)
             shifts += tl.where(inside, shift * shift, 0.0) / (unit * unit)
             tl.store(
-                out + row * N + k + columns, field_output(here, near, difference, radius, last, MODE), inside
+                out + row * N + k + columns, field_output(here, near, difference, radius, last, OP), inside
             )
         length = tl.sqrt(tl.sum(lengths, 0) + radius.to(tl.float64) * radius)
         size = tl.sqrt(tl.sum(shifts, 0))
         reach = tl.minimum(tl.load(reaches + row), 2 * size)
-        error = 4.76837158203125e-07 * size + tl.load(doubts + row) * (size + reach) * reach / 8
-        if error > 3e-6 * length:
+        error = size * SUM_ERROR + tl.load(error_bounds + row) * (size + reach) * reach / 8
+        if error > length * LARGEST_ERROR:
             tl.debug_barrier()
-            serve_list(
+            serve_support(
                 row, anchor, squared_distance(x_row, anchor_row, N, divisor, offset, BLOCK), tl.load(counts + row),
-                listed + row * stride, work + row * stride, None, x, r, r_next, charges, log_weights, None, out, None,
-                None, None, lse, N, divisor, offset, aug_dim, MODE, GAUSSIAN, 0, LIST, BLOCK, SCAN,
+                support + row * stride, work + row * stride, None, x, r, r_next, charges, log_weights, None, out, None,
+                None, None, lse, N, divisor, offset, aug_dim, OP, GAUSSIAN, 0, SUPPORT, BLOCK, SCAN,
             )  # fmt: skip
 
 
-def launch_finish(call: Call, scratch: Scratch, partial: Tensor, rows: configs.Rows) -> None:
+def launch_finish(call: FieldCall, scratch: Scratch, partial: Tensor, rows: configs.Rows) -> None:
     batch, _, dim = call.sizes
     divisor, offset, aug_dim = call.constants
-    totals, doubts, reaches = scratch.numbers
+    totals, error_bounds, reaches = scratch.numbers
     Launch(
         f"finish-{call.op}",
         finish_kernel,
         lambda _: batch,
         {
             "partial": partial,
-            "heavy_rows": scratch.heavy_rows,
-            "heavy_count": scratch.heavy_count,
+            "dense_rows": scratch.dense_rows,
+            "dense_count": scratch.dense_count,
             "anchors": scratch.anchors,
             "counts": scratch.counts,
             "totals": totals,
-            "doubts": doubts,
+            "error_bounds": error_bounds,
             "reaches": reaches,
-            "listed": scratch.listed,
+            "support": scratch.support,
             "work": scratch.gaps,
             "x": call.x,
             "r": call.r,
@@ -132,7 +137,7 @@ def launch_finish(call: Call, scratch: Scratch, partial: Tensor, rows: configs.R
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind | {"LIST": rows.listed, "BLOCK": rows.block, "SCAN": rows.tiles * configs.CHARGES},
+        call.kind | {"SUPPORT": rows.support, "BLOCK": rows.block, "SCAN": rows.tiles * configs.CHARGES},
         rows.warps,
         1,
         max_registers=rows.registers,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call
-from pfgm_fast.backends.triton.common import decode, field_output, log_kernel, log_one_plus
+from pfgm_fast.backends.triton.call import FieldCall
+from pfgm_fast.backends.triton.common import anchor_log_weight, decode, field_output, log_one_plus
 from pfgm_fast.backends.triton.runtime import Launch, cdiv, jit, tl
 
 LARGEST = 16
@@ -18,7 +18,7 @@ def column(charges, charge, there, k, N, divisor, offset):
 
 
 @jit(do_not_specialize=["B", "M"])
-def plane_kernel(
+def small_n_kernel(
     x,  # (B, N) float32
     r,  # (B,) float32
     r_next,  # (B,) float32, or None
@@ -33,7 +33,7 @@ def plane_kernel(
     offset,
     aug_dim,
     K: tl.constexpr,  # N rounded up to a power of two
-    MODE: tl.constexpr,
+    OP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
     QUERIES: tl.constexpr,
     CHARGES: tl.constexpr,
@@ -105,8 +105,8 @@ def plane_kernel(
             add = tl.sum(weight * (y - near), 1).to(tl.float64)
             sums += tl.where(ks[None, :] == k, add[:, None], 0.0)
     if lse is not None:
-        relative = log_kernel(squares_a.to(tl.float64), r2, 0.5 * dims, GAUSSIAN)
-        answer = top.to(tl.float64) + tl.log(total) + relative
+        at_anchor = anchor_log_weight(squares_a.to(tl.float64), r2, 0.5 * dims, GAUSSIAN)
+        answer = top.to(tl.float64) + tl.log(total) + at_anchor
         tl.store(lse + query, tl.where(good, answer, float("nan")), mine)
     if out is not None:
         last = tl.zeros([QUERIES, 1], tl.float32)
@@ -120,26 +120,26 @@ def plane_kernel(
         )
         mean = (sums / total[:, None]).to(tl.float32)
         small_r = radius.to(tl.float32)[:, None]
-        answer = field_output(here, near, mean, small_r, last, MODE)
+        answer = field_output(here, near, mean, small_r, last, OP)
         tl.store(out + place, tl.where(good[:, None], answer, float("nan")), inside)
 
 
-def plane_serves(call: Call, processors: int) -> bool:
+def small_n_serves(call: FieldCall, processors: int) -> bool:
     """Small N; not where a handful of programs would walk through very many charges alone."""
     batch, count, dim = call.sizes
     if dim > LARGEST or call.op in ("score", "second_moment"):
         return False
-    return count <= 1 << 16 or 4 * cdiv(batch, configs.PLANE_QUERIES) >= processors
+    return count <= 1 << 16 or 4 * cdiv(batch, configs.SMALL_N_QUERIES) >= processors
 
 
-def launch_plane(call: Call) -> None:
+def launch_small_n(call: FieldCall) -> None:
     batch, count, dim = call.sizes
     divisor, offset, aug_dim = call.constants
     power = 1 << (dim - 1).bit_length()
     Launch(
-        f"plane-{call.op}-{power}",
-        plane_kernel,
-        lambda _: cdiv(batch, configs.PLANE_QUERIES),
+        f"small_n-{call.op}-{power}",
+        small_n_kernel,
+        lambda _: cdiv(batch, configs.SMALL_N_QUERIES),
         {
             "x": call.x,
             "r": call.r,
@@ -155,8 +155,8 @@ def launch_plane(call: Call) -> None:
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind | {"K": power, "QUERIES": configs.PLANE_QUERIES, "CHARGES": configs.PLANE_CHARGES},
-        configs.PLANE_WARPS,
+        call.kind | {"K": power, "QUERIES": configs.SMALL_N_QUERIES, "CHARGES": configs.SMALL_N_CHARGES},
+        configs.SMALL_N_WARPS,
         1,
         max_registers=255,  # said because ptxas else spills a few, to fit more blocks than it needs
     ).run()

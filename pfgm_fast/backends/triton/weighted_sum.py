@@ -1,4 +1,4 @@
-"""The second product, for heavy rows only: partial[split][slot] = Σ_j w_j (y_j − c), over a part of the charges.
+"""The second product, for dense rows only: partial[split][slot] = Σ_j w_j (y_j − c), over a part of the charges.
 
 The shift c keeps the sum small: 128 for bytes (then every operand is a whole number that bfloat16 holds), μ for floats. What
 the sum still loses, close to a cluster of charges far from c, `finish` notices and computes directly.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call, Scratch
+from pfgm_fast.backends.triton.call import FieldCall, Scratch
 from pfgm_fast.backends.triton.common import two_sum
 from pfgm_fast.backends.triton.runtime import Choice, Launch, cdiv, dot, jit, tl
 
@@ -29,14 +29,14 @@ def occupied_tiles(weight_rows, mine, begin, end, found, ROWS: tl.constexpr, DEP
 
 
 @jit(do_not_specialize=["B", "M", "splits"])
-def spread_kernel(
+def weighted_sum_kernel(
     charges,  # (M, N) uint8 or float32
     weights,  # (B, stride) float32, zeros behind M
     center,  # (N,) float32, for float charges
-    heavy_rows,  # (B,) int32
-    heavy_count,  # (1,) int32
+    dense_rows,  # (B,) int32
+    dense_count,  # (1,) int32
     occupied,  # (row tiles, splits, tiles of a split) int32: scratch
-    partial,  # (splits, B, N) float32: of a heavy row's slot
+    partial,  # (splits, B, N) float32: of a dense row's slot
     B,
     M,
     N,
@@ -48,24 +48,24 @@ def spread_kernel(
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """A program has ROWS heavy rows, COLUMNS elements and a part of the charges; tiles of charges where none of its rows has
+    """A program has ROWS dense rows, COLUMNS elements and a part of the charges; tiles of charges where none of its rows has
     weight are neither read nor multiplied. Weights are split in three bfloat16 terms against whole numbers (bytes), or both
     operands as PRECISION says; DEPTH charges at a time are summed by the tensor cores, then added with what each addition
     rounds away. Splits are merged in order by `finish`.
 
-    Cost: for every heavy row, charge of an occupied tile and element 6 bfloat16 operations on tensor cores (bf16x6: 12); reads
-    the charges ⌈heavy/ROWS⌉ times, 4 bytes of weight ⌈N/COLUMNS⌉ + 1 times, writes 4 bytes an element, row and split. One
+    Cost: for every dense row, charge of an occupied tile and element 6 bfloat16 operations on tensor cores (bf16x6: 12); reads
+    the charges ⌈dense/ROWS⌉ times, 4 bytes of weight ⌈N/COLUMNS⌉ + 1 times, writes 4 bytes an element, row and split. One
     launch. Defined by `reference.weighted_difference`.
     """
     row_tiles = tl.cdiv(B, ROWS)
     row_tile = tl.program_id(0) % row_tiles
     split = tl.program_id(0) // row_tiles % splits
     columns = tl.program_id(0) // (row_tiles * splits) * COLUMNS + tl.arange(0, COLUMNS)
-    heavy = tl.load(heavy_count)
+    dense = tl.load(dense_count)
     slots = row_tile * ROWS + tl.arange(0, ROWS)
-    if row_tile * ROWS < heavy:
-        mine = slots < heavy
-        rows = tl.load(heavy_rows + slots, mine, 0).to(tl.int64)
+    if row_tile * ROWS < dense:
+        mine = slots < dense
+        rows = tl.load(dense_rows + slots, mine, 0).to(tl.int64)
         weight_rows = weights + rows[:, None] * stride
         begin = split * part
         # Every program of this row tile and split writes the same list to the same place.
@@ -99,18 +99,18 @@ def spread_kernel(
         tl.store(place, total + error, mine[:, None] & inside[None, :])
 
 
-def splits_of(call: Call, tile: configs.Tile, processors: int) -> int:
-    """Parts of the charges, so that the programs of a third of the rows (as many are heavy on training queries, about) fill
+def splits_of(call: FieldCall, tile: configs.Tile, processors: int) -> int:
+    """Parts of the charges, so that the programs of a third of the rows (as many are dense on training queries, about) fill
     the device twice; a part has at least 512 charges."""
     batch, count, dim = call.sizes
     programs = cdiv(cdiv(batch, 3), tile.rows) * cdiv(dim, tile.columns)
     return max(1, min(32, cdiv(2 * processors, programs), count // 512))
 
 
-def launch_spread(call: Call, scratch: Scratch, table: configs.Table, processors: int) -> Tensor:
-    """partial (splits, B, N), as `spread_kernel` writes it."""
+def launch_weighted_sum(call: FieldCall, scratch: Scratch, table: configs.Table, processors: int) -> Tensor:
+    """partial (splits, B, N), as `weighted_sum_kernel` writes it."""
     batch, count, dim = call.sizes
-    tiles = table.byte_spread if call.bytes else table.float_spread
+    tiles = table.weighted_sum_bytes if call.bytes else table.weighted_sum_floats
     if dim % 16:
         tiles = tuple(tile.ragged() for tile in tiles)
     tile = next((t for t in tiles if batch > t.rows // 2), tiles[-1])
@@ -124,14 +124,14 @@ def launch_spread(call: Call, scratch: Scratch, table: configs.Table, processors
     ]  # fmt: skip
     Launch(
         f"{'byte' if call.bytes else 'float'}_spread{'_ragged' if dim % 16 else ''}-{tile.rows}",
-        spread_kernel,
+        weighted_sum_kernel,
         lambda chosen: splits * cdiv(batch, chosen["ROWS"]) * cdiv(dim, chosen["COLUMNS"]),
         {
             "charges": call.charges,
             "weights": scratch.gaps,
             "center": call.center,
-            "heavy_rows": scratch.heavy_rows,
-            "heavy_count": scratch.heavy_count,
+            "dense_rows": scratch.dense_rows,
+            "dense_count": scratch.dense_count,
             "occupied": torch.empty(found, dtype=torch.int32, device=call.x.device),
             "partial": partial,
             "B": batch,

@@ -1,16 +1,29 @@
-"""From gaps to weights: a row's anchor, its log-sum-exp, and the list of charges that carry weight; light rows end here.
+"""From gaps to weights: a row's anchor, its log-sum-exp, and its support, the charges that carry weight; sparse rows end here.
 
-One program has a row, so the merge over the charges is one fixed order. It also serves *light* rows whole (`sparse_row`): at most
-LISTED charges of weight, most training queries. The others, *heavy*, get their weights written for the second product.
+One program has a row, so the merge over the charges is one fixed order. It also serves *sparse* rows whole (`sparse_row`): at most
+LONGEST_SUPPORT charges of weight, as most training queries. The others, *dense*, get their weights written for the second product.
 """
 
 from __future__ import annotations
 
+import math
+
 from pfgm_fast.backends.triton import configs
-from pfgm_fast.backends.triton.call import Call, Scratch
-from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, log_kernel
+from pfgm_fast.backends.triton.call import FieldCall, Scratch
+from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, anchor_log_weight
 from pfgm_fast.backends.triton.runtime import Launch, jit, tl
-from pfgm_fast.backends.triton.sparse_row import log_weight, serve_list, squared_distance
+from pfgm_fast.backends.triton.sparse_row import log_weight, serve_support, squared_distance
+
+LOG_NEGLIGIBLE = tl.constexpr(-24 * math.log(2))
+"""log of the share of the largest weight below which a weight is left out."""
+LEFT_OUT = tl.constexpr(2e-8)
+"""Share of the sum that all weights left out may have together."""
+FLOATS_LARGEST_ERROR = tl.constexpr(2.0**-18)
+"""What distance_gemm of floats errs by at most, in units of ‖x − μ‖‖y − μ‖: products of three bfloat16 terms, and sixteen times that."""
+FLOATS_ERROR = tl.constexpr(2.0**-22)
+"""The same, as a rule."""
+LOG_DENSITY_ERROR = tl.constexpr(3e-5)
+"""Error of log_density, relative to 1 + its size, above which a dense row's is computed from its support."""
 
 
 @jit
@@ -23,7 +36,7 @@ def group(least, tile, tiles, lowest, floor, inverse, power, GAUSSIAN: tl.conste
 
 
 @jit
-def heaviest(log_weights, M, BLOCK: tl.constexpr):
+def largest_log_weight(log_weights, M, BLOCK: tl.constexpr):
     """The largest log q."""
     which = tl.arange(0, BLOCK)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -33,20 +46,20 @@ def heaviest(log_weights, M, BLOCK: tl.constexpr):
     return tl.max(top, 0)
 
 
-@jit(do_not_specialize=["M", "tiles", "most"])
-def weight_kernel(
-    gaps,  # (B, stride) float32: from the first product; becomes log-weights, then weights or the list's work
+@jit(do_not_specialize=["M", "tiles", "longest"])
+def weights_kernel(
+    gaps,  # (B, stride) float32: from the first product; becomes log-weights, then weights or the support's work
     least,  # (B, tiles) float64: minima of the tiles
     residual,  # (B,) float32: ‖x − its digits‖, or None for float charges
-    listed,  # (B, stride) int32: the charges that carry weight, ascending
+    support,  # (B, stride) int32: the charges that carry weight, ascending
     second,  # (B, stride) float32: coefficients of score and second_moment, or None
     anchors,  # (B,) int64
     counts,  # (B,) int32
-    totals,  # (B,) float64: Σ w of a heavy row
-    doubts,  # (B,) float64: what log-weights err by, for each unit of length of what the product's error meets
+    totals,  # (B,) float64: Σ w of a dense row
+    error_bounds,  # (B,) float64: what log-weights err by, for each unit of length of what the product's error meets
     reaches,  # (B,) float64: the distance within which charges carry weight
-    heavy_rows,  # (B,) int32, in no particular order
-    heavy_count,  # (1,) int32
+    dense_rows,  # (B,) int32, in no particular order
+    dense_count,  # (1,) int32
     x,  # (B, N) float32
     r,  # (B,) float32
     r_next,  # (B,) float32, or None
@@ -63,16 +76,16 @@ def weight_kernel(
     N,
     stride,
     tiles,
-    most,  # charges of a light row
+    longest,  # support of a sparse row
     divisor,
     offset,
     aug_dim,
-    MODE: tl.constexpr,
+    OP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
     POWER: tl.constexpr,
     CHARGES: tl.constexpr,  # of a tile of the first product
     TILES: tl.constexpr,  # at a time
-    LIST: tl.constexpr,
+    SUPPORT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One program a row.
@@ -82,15 +95,15 @@ def weight_kernel(
     3. The cut: weights (times distance) below 2⁻²⁴ of the largest do not count if together they are below 2·10⁻⁸ of the
        sum; else the cut is so low that they are. It is widened by what the product's error may hide, which is bounded by
        Cauchy and Schwarz: 4 ‖e‖ d for bytes (e: what the digits leave out), 2⁻¹⁸ ‖x − μ‖ (‖x − μ‖ + d) for floats.
-    4. Light rows: `sparse_row.serve_list`. Heavy rows: their weights, in place.
+    4. Sparse rows: `sparse_row.serve_support`. Dense rows: their weights, in place.
 
     Cost: reads the gaps once, and again where there is weight (4 bytes a pair, from L2); about 60 operations a pair that is
-    not skipped; for a light row two sweeps over its listed charges. One launch. Defined by `reference.row`.
+    not skipped; for a sparse row two sweeps over the charges of its support. One launch. Defined by `reference.row`.
     """
     row = tl.program_id(0).to(tl.int64)
     gaps += row * stride
     least += row * tiles
-    listed += row * stride
+    support += row * stride
     x_row = x + row * N
     if second is not None:
         second += row * stride
@@ -126,7 +139,9 @@ def weight_kernel(
         # is multiplied with.
         widest = 18.0 + tl.log(tl.cast(M, tl.float32))
         if log_weights is not None:
-            widest += heaviest(log_weights, M, TILES * CHARGES) - tl.load(log_weights + anchor).to(tl.float32)
+            widest += largest_log_weight(log_weights, M, TILES * CHARGES) - tl.load(log_weights + anchor).to(
+                tl.float32
+            )
         widest = widest / far
         reach = tl.where(GAUSSIAN, widest, tl.exp(tl.minimum(widest / power, 60.0)) - 1)
         distance = tl.sqrt(squares + base * reach.to(tl.float64))
@@ -136,10 +151,10 @@ def weight_kernel(
         else:
             size = tl.sqrt(squared_distance(x_row, center, N, 1.0, 0.0, BLOCK))
             other = size + distance
-            slack, unit = size * other * 3.814697265625e-06, size * 2.384185791015625e-07
+            slack, unit = size * other * FLOATS_LARGEST_ERROR, size * FLOATS_ERROR
         margin = -log_weight(slack.to(tl.float32), 0.0, inverse, power, GAUSSIAN)
         root = tl.sqrt(tl.cast(N, tl.float64))
-        doubt = unit / root / base * tl.where(GAUSSIAN, 1.0, 0.5 * dims)
+        error_bound = unit / root / base * tl.where(GAUSSIAN, 1.0, 0.5 * dims)
         floor = (-80.0 - margin) / far
         if log_weights is not None:
             floor = float("-inf")
@@ -148,8 +163,8 @@ def weight_kernel(
         inner = tl.arange(0, CHARGES)
         top = tl.full([TILES, CHARGES], float("-inf"), tl.float32)
         for start in range(0, tiles, TILES):
-            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if heard:
+            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if occupied:
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
                 gap = tl.load(gaps + charge, charge < M, float("inf")) + from_tile[:, None]
                 own = tl.zeros([TILES, CHARGES], tl.float32)
@@ -166,67 +181,71 @@ def weight_kernel(
         total = tl.zeros([TILES, CHARGES], tl.float32)
         small = tl.zeros([TILES, CHARGES], tl.float32)
         for start in range(0, tiles, TILES):
-            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if heard:
+            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if occupied:
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
                 value = far * (tl.load(gaps + charge, charge < M, float("-inf")) - highest)
                 share = tl.exp(value)
                 total += share
-                small += tl.where(value < -16.6355, share, 0.0)
+                small += tl.where(value < LOG_NEGLIGIBLE, share, 0.0)
         total = tl.sum(tl.sum(total, 1), 0)
         small = tl.sum(tl.sum(small, 1), 0)
-        lower = tl.log(2e-8 * total / M)
+        lower = tl.log(total * LEFT_OUT / M)
         cut = (
-            (tl.where(small <= 2e-8 * total, -16.6355, tl.minimum(lower, -16.6355)) / far) + highest - margin
+            (tl.where(small <= total * LEFT_OUT, LOG_NEGLIGIBLE, tl.minimum(lower, LOG_NEGLIGIBLE)) / far)
+            + highest
+            - margin
         )
 
         count = tl.full([], 0, tl.int32)
         for start in range(0, tiles, TILES):
-            from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if heard:
+            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if occupied:
                 line = start * CHARGES + tl.arange(0, TILES * CHARGES)
                 carries = (tl.load(gaps + line, line < M, float("-inf")) >= cut) & (line < M)
                 number = tl.sum(carries.to(tl.int32), 0)
                 if number > 0:
                     slot = count + tl.cumsum(carries.to(tl.int32), 0) - 1
-                    tl.store(listed + slot, line, carries)
+                    tl.store(support + slot, line, carries)
                     count += number
         tl.debug_barrier()
 
         # 4. Serve, or leave the weights.
-        relative = log_kernel(squares, r2, 0.5 * dims, GAUSSIAN)
-        light = count <= most
-        if MODE == LOG_DENSITY:
-            light = light | (doubt * other > 3e-5 * (1 - relative))
+        at_anchor = anchor_log_weight(squares, r2, 0.5 * dims, GAUSSIAN)
+        sparse = count <= longest
+        if OP == LOG_DENSITY:
+            sparse = sparse | (error_bound * other > (1 - at_anchor) * LOG_DENSITY_ERROR)
         else:
             tl.store(anchors + row, anchor)
             tl.store(counts + row, count)
-            tl.store(doubts + row, doubt)
+            tl.store(error_bounds + row, error_bound)
             tl.store(reaches + row, distance)
-        if light:
-            serve_list(
-                row, anchor, squares, count, listed, gaps, second, x, r, r_next, charges, log_weights, u, out, gradient,
-                rate, trace, lse, N, divisor, offset, aug_dim, MODE, GAUSSIAN, POWER, LIST, BLOCK, TILES * CHARGES,
+        if sparse:
+            serve_support(
+                row, anchor, squares, count, support, gaps, second, x, r, r_next, charges, log_weights, u, out, gradient,
+                rate, trace, lse, N, divisor, offset, aug_dim, OP, GAUSSIAN, POWER, SUPPORT, BLOCK, TILES * CHARGES,
             )  # fmt: skip
         else:
             weights = tl.zeros([TILES, CHARGES], tl.float64)
             for start in range(0, tiles, TILES):
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
-                from_tile, heard = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+                from_tile, occupied = group(
+                    least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES
+                )
                 weight = tl.zeros([TILES, CHARGES], tl.float32)
-                if heard:
+                if occupied:
                     value = tl.load(gaps + charge, charge < M, float("-inf"))
                     weight = tl.where(value >= cut, tl.exp(value - highest), 0.0)
                 weights += weight.to(tl.float64)
-                if MODE != LOG_DENSITY:
+                if OP != LOG_DENSITY:
                     tl.store(gaps + charge, weight, charge < stride)
             all_weights = tl.sum(tl.sum(weights, 1), 0)
             if lse is not None:
-                tl.store(lse + row, highest.to(tl.float64) + tl.log(all_weights) + relative)
-            if MODE != LOG_DENSITY:
+                tl.store(lse + row, highest.to(tl.float64) + tl.log(all_weights) + at_anchor)
+            if OP != LOG_DENSITY:
                 tl.store(totals + row, all_weights)
-                slot = tl.atomic_add(heavy_count, 1)
-                tl.store(heavy_rows + slot, row.to(tl.int32))
+                slot = tl.atomic_add(dense_count, 1)
+                tl.store(dense_rows + slot, row.to(tl.int32))
     else:
         nan = float("nan")
         if lse is not None:
@@ -240,32 +259,32 @@ def weight_kernel(
             for k in range(0, N, BLOCK):
                 inside = k + columns < N
                 tl.store(out + row * N + k + columns, nan, inside)
-                if MODE == SCORE:
+                if OP == SCORE:
                     tl.store(gradient + row * N + k + columns, nan, inside)
 
 
-def launch_weights(call: Call, scratch: Scratch, rows: configs.Rows) -> None:
+def launch_weights(call: FieldCall, scratch: Scratch, rows: configs.Rows) -> None:
     batch, count, dim = call.sizes
     divisor, offset, aug_dim = call.constants
     always = call.op in ("score", "second_moment")
-    totals, doubts, reaches = scratch.numbers
+    totals, error_bounds, reaches = scratch.numbers
     Launch(
         f"weights-{call.op}",
-        weight_kernel,
+        weights_kernel,
         lambda _: batch,
         {
             "gaps": scratch.gaps,
             "least": scratch.least,
             "residual": scratch.residual,
-            "listed": scratch.listed,
+            "support": scratch.support,
             "second": scratch.second,
             "anchors": scratch.anchors,
             "counts": scratch.counts,
             "totals": totals,
-            "doubts": doubts,
+            "error_bounds": error_bounds,
             "reaches": reaches,
-            "heavy_rows": scratch.heavy_rows,
-            "heavy_count": scratch.heavy_count,
+            "dense_rows": scratch.dense_rows,
+            "dense_count": scratch.dense_count,
             "x": call.x,
             "r": call.r,
             "r_next": call.r_next,
@@ -282,14 +301,14 @@ def launch_weights(call: Call, scratch: Scratch, rows: configs.Rows) -> None:
             "N": dim,
             "stride": scratch.stride,
             "tiles": scratch.tiles,
-            "most": count if always else configs.LISTED,
+            "longest": count if always else configs.LONGEST_SUPPORT,
             "divisor": divisor,
             "offset": offset,
             "aug_dim": aug_dim,
         },
         call.kind
         | {"POWER": call.power, "CHARGES": configs.CHARGES, "TILES": rows.tiles}
-        | {"LIST": rows.listed, "BLOCK": rows.block},
+        | {"SUPPORT": rows.support, "BLOCK": rows.block},
         rows.warps,
         1,
         max_registers=rows.registers,
