@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +161,69 @@ def test_info_names_the_kernels_in_use() -> None:
     if "None" in said.stdout:
         pytest.skip("the C++ backend is not built")
     assert "'kernels': 'portable'" in said.stdout, said
+
+
+ON_THIS_BUILD = """
+import torch, pfgm_fast as pf
+from pfgm_fast.backends import reference
+from tests.cases import CASES, direction_error
+print(pf.info()["build"]["compiler"])
+for name in ("plane", "odd-sizes", "bytes", "bytes-odd", "near-duplicates-100", "D=inf", "D=128", "weights"):
+    case = CASES[name]()
+    values = pf.Charges(pf.Charges(case.charges).values().double(), case.weights)
+    exact = reference.poisson_field(values.query(case.x.double(), case.r.double(), case.aug_dim))[0]
+    with pf.use_backend("cpu"):
+        field = pf.poisson_field(case.x, case.r, pf.Charges(case.charges, case.weights), case.aug_dim)[0]
+    print(name, direction_error(field, exact, case.r))
+x, v, vz, z = torch.randn(9, 771), 0.3 * torch.randn(9, 771), -torch.rand(9) - 0.1, torch.linspace(2.0, 8.0, 9)
+with pf.use_backend("cpu"):
+    step = torch.ops.pfgm_fast.euler_step(x, v, vz, z, 0.9 * z, 5.0, 5.0)
+exact = reference.euler_step(*(a.double() for a in (x, v, vz, z, 0.9 * z)), 5.0, 5.0)
+print("euler_step", ((step - exact).norm(dim=1) / exact.norm(dim=1)).max().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")
+def test_clang_builds_a_backend_that_is_right(tmp_path: Path) -> None:
+    """setup.py with CXX=clang++, no warning in our sources; each instruction set's results in a process of its own."""
+    environment = os.environ | {"CXX": "clang++", "CC": "clang", "PFGM_FAST_CPU": "1", "PFGM_FAST_CUDA": "0"}
+    environment |= {"MAX_JOBS": "2", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path / "package")}
+    command = [sys.executable, "setup.py", "build_ext", "--build-temp", str(tmp_path / "objects")]
+    command += ["--build-lib", str(tmp_path / "package")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    said = (done.stdout + done.stderr).splitlines()
+    assert [line for line in said if "csrc/" in line and "warning:" in line] == []
+    kinds = [""]
+    if platform.machine() == "x86_64":
+        kinds += ["avx2", "portable"]
+    if platform.machine() == "x86_64" and shutil.which("objdump"):
+        for name, register in (("avx2", "%ymm"), ("avx512", "%zmm")):
+            (compiled,) = (tmp_path / "objects").rglob(f"{name}.o")
+            code = subprocess.run(
+                ["objdump", "-d", compiled], capture_output=True, text=True, check=True
+            ).stdout
+            assert len(re.findall(rf"vfmadd\w+ps .*{register}", code)) > 20, name
+    shutil.copytree(
+        ROOT / "pfgm_fast",
+        tmp_path / "package" / "pfgm_fast",
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build.json"),
+    )
+    (tmp_path / "package" / "tests").symlink_to(ROOT / "tests")
+    for kind in kinds:
+        chosen = environment | ({"PFGM_FAST_CPU_ISA": kind} if kind else {})
+        done = subprocess.run(
+            [sys.executable, "-c", ON_THIS_BUILD],
+            cwd=tmp_path / "package",
+            env=chosen,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        compiler, *lines = done.stdout.splitlines()
+        assert compiler.startswith("clang")
+        errors = {name: float(error) for name, error in (line.split() for line in lines)}
+        assert len(errors) == 9
+        assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}, kind
