@@ -23,6 +23,10 @@ class BackendError(PfgmError, RuntimeError):
     """No backend can serve the call; the message holds the reason of every backend that was asked."""
 
 
+class MissingPackageError(PfgmError, ImportError):
+    """A package that only an extra brings is not installed; the message says what needs it, and how to install it."""
+
+
 class DataError(PfgmError, ValueError):
     """A data set could not be read; the message names the file and what was expected."""
 

@@ -12,7 +12,7 @@ import pfgm_fast
 
 PACKAGE = Path(pfgm_fast.__file__).resolve().parent
 LAYERS = (
-    ("errors", "_version", "seeds", "special", "precision", "timing", "files", "ops.schema"),
+    ("errors", "_version", "seeds", "special", "precision", "timing", "files", "extras", "ops.schema"),
     ("backends", "checks"),
     ("ops",),
     ("charges", "data", "field", "steps"),

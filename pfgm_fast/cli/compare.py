@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> None:
     from pfgm_fast import compare, data
+    from pfgm_fast.extras import wanted
 
+    wanted("matplotlib", "the report's figures need")  # not after two hours
     images = data.load(options.data)
     plan = compare.Plan(
         steps=options.steps,

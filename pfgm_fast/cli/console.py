@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from pfgm_fast import extras
 from pfgm_fast.errors import PfgmError
 
 TRACEBACK = "PFGM_FAST_TRACEBACK"
@@ -92,7 +93,7 @@ def explained(error: Exception) -> str:
         return f"out of memory ({text[:200] or 'no more from the system'}): try a smaller batch or count"
     if isinstance(error, ModuleNotFoundError) and error.name:
         name = error.name.split(".")[0]
-        return f"the package {name} is missing: pip install {name}"
+        return f"the package {name} is missing: {extras.command(name)}"
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{os.path.basename(frames[-1].filename)}:{frames[-1].lineno}" if frames else "?"
     return f"{type(error).__name__} at {place}: {text or 'no message'} ({TRACEBACK}=1 shows the traceback)"

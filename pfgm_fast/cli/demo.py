@@ -31,10 +31,13 @@ def run(options: argparse.Namespace) -> None:
     import dataclasses
     import shutil
 
+    from pfgm_fast.extras import wanted
     from pfgm_fast.files import writable, write_beside
     from pfgm_fast.presets import preset
     from pfgm_fast.training import Trainer
 
+    for module in ("sklearn", "matplotlib"):
+        wanted(module, "the demo needs", "demo")
     config = preset("digits")
     writable(options.out / "report.md")
     if options.steps is not None:

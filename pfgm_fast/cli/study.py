@@ -10,6 +10,8 @@ from typing import Any
 from pfgm_fast.cli.options import add_device, device, positive
 from pfgm_fast.errors import ArgumentError
 
+FIGURES = "the study's figures need"
+
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
@@ -69,9 +71,11 @@ def _add_optimal_loss(studies: Any) -> None:
 
 def run_optimal_loss(options: argparse.Namespace) -> None:
     from pfgm_fast import data
+    from pfgm_fast.extras import wanted
     from pfgm_fast.studies import optimal_loss
     from pfgm_fast.studies.report import write_optimal_loss
 
+    wanted("matplotlib", FIGURES)
     if not 0 < options.sigma_min < options.sigma_max:
         raise ArgumentError(
             f"--sigma-min must be > 0 and < --sigma-max; got {options.sigma_min}, {options.sigma_max}"
@@ -167,9 +171,11 @@ def run_exact(options: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from pfgm_fast import data
+    from pfgm_fast.extras import wanted
     from pfgm_fast.studies.claims import write_exact
     from pfgm_fast.studies.exact import ExactPlan, ExactStudy, small
 
+    wanted("matplotlib", FIGURES)
     images = data.load(options.data)
     plan = small(ExactPlan()) if options.quick else ExactPlan()
     plan = replace(
@@ -196,9 +202,11 @@ def run_error_study(options: argparse.Namespace) -> None:
     import time
 
     from pfgm_fast import data
+    from pfgm_fast.extras import wanted
     from pfgm_fast.studies.claims import write_errors
     from pfgm_fast.studies.errors import ErrorPlan, run_errors
 
+    wanted("matplotlib", FIGURES)
     images = data.load(options.data)
     plan = ErrorPlan(
         methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))

@@ -10,6 +10,7 @@ import torch
 from pfgm_fast.data.imageset import ImageSet
 from pfgm_fast.data.labels import class_indices
 from pfgm_fast.errors import ArgumentError, DataError
+from pfgm_fast.extras import wanted
 
 LAYOUTS = ("NHWC", "NCHW")
 # (images, labels) of a whole set, and by split: Keras' and MedMNIST's names.
@@ -33,7 +34,11 @@ BY_SPLIT = {
 
 
 def digits() -> ImageSet:
-    """The 1,797 handwritten digits of scikit-learn, 8×8, their 17 levels spread over the bytes."""
+    """The 1,797 handwritten digits of scikit-learn, 8×8, their 17 levels spread over the bytes.
+
+    Raises: MissingPackageError where scikit-learn is not installed.
+    """
+    wanted("sklearn", "the data set 'digits' needs")
     from sklearn.datasets import load_digits
 
     found = load_digits()

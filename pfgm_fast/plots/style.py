@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pfgm_fast.errors import ArgumentError
+from pfgm_fast.extras import wanted
 from pfgm_fast.files import beside
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,17 +25,13 @@ STYLE: dict[str, Any] = {
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot in this package's style; it draws to files. Raises: ArgumentError where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ArgumentError("figures need matplotlib: pip install matplotlib") from None
-
+    """matplotlib.pyplot in this package's style; it draws to files. Raises: MissingPackageError where matplotlib is not installed."""
+    matplotlib = wanted("matplotlib", "figures need")
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update(STYLE)  # type: ignore[arg-type]
-    plt.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLORS)  # type: ignore[attr-defined]
+    plt.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=COLORS)
     return plt
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfgm_fast import extras
 from pfgm_fast.backends.triton import configs
 
 STEPS = ("normalize_field", "drift", "euler_step", "euler_step_out", "heun_step")
@@ -34,7 +35,7 @@ def unavailable() -> str | None:
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
-        return f"Triton cannot be imported ({error}): pip install 'pfgm-fast[triton]'"
+        return f"Triton cannot be imported ({error}): {extras.command('triton')}"
     found = tuple(int(part) for part in re.findall(r"\d+", triton.__version__)[:2])
     if found < OLDEST_TRITON:
         return f"needs Triton 3.6 or later, this is {triton.__version__}: pip install 'triton>=3.6'"
