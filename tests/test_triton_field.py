@@ -246,14 +246,12 @@ def test_large_batches_are_cut(monkeypatch) -> None:
 def test_unprepared_charges(name: str) -> None:
     case = CASES[name]()
     charges = pf.Charges(case.charges)
-    rest = (None, None, charges.divisor, charges.offset, 1.0)
+    query = charges.query(case.x, case.r, 1.0)
     with pf.use_backend("reference"):
         expected, _ = pf.poisson_field(*_exact(case))
     with pf.use_backend("triton"):
         for center in (None, charges.center):
-            got, _ = torch.ops.pfgm_fast.poisson_field(
-                case.x, case.r, charges.flat, None, center, None, *rest
-            )
+            got, _ = torch.ops.pfgm_fast.poisson_field(*query._replace(center=center, sq_norms=None))
             assert direction_error(got, expected, case.r) <= TOLERANCE
 
 
