@@ -3,8 +3,10 @@
     python -m benchmarks.gpu_suite [PART...] [--list]
 
 Each part is a process of its own with a time limit; what it had found by then stays (`PART.jsonl`, `PART.xml`, `PART.log`), and
-`summary.md` holds every part's outcome. A part may also use the time that earlier ones left over. Parts that succeeded are not run
-again unless they are named (or FRESH=1). The tests run in shards, and a shard whose device is lost (an illegal address poisons its
+`summary.md` holds every part's outcome. Planned seconds are estimates for a data-centre GPU with 16 cores beside it, where no part has
+been timed yet. A limit is what a part is sure of: it may also use what earlier ones left over, and all together end within TOTAL. A
+rehearsal, whose device is a CPU that others may share, has SLOWER times as long for everything. Parts that succeeded are not run again
+unless they are named (or FRESH=1). The tests run in shards, and a shard whose device is lost (an illegal address poisons its
 process), or whose test hangs, goes on in a fresh process with the next test. The exit status is the number of failed parts.
 
 Environment: OUT (results; default out/gpu), DATA (images for the CIFAR-10 rows), BENCH (arguments for benchmarks.gpu), REHEARSE=1 (no
@@ -32,6 +34,8 @@ from benchmarks.gpu_records import POISONED, Records
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 540.0
 """Seconds for everything: below the ten minutes that a borrowed machine may give one command."""
+SLOWER = 4.0
+"""In a rehearsal every limit, and the patience with a test, is so many times as long."""
 SKIPPED = 77
 IMPORTS = 45.0
 """Seconds that a part may take to import PyTorch and meet the device, where that does not count: a sanitizer slows it down."""
@@ -39,7 +43,7 @@ IMPORTS = 45.0
 
 @dataclass(frozen=True)
 class Part:
-    """planned: what it should take; limit: when it is stopped. limits add up to TOTAL."""
+    """planned: seconds that it should take; limit: after which it is stopped, if earlier parts left nothing over. Both of a GPU."""
 
     name: str
     planned: float
@@ -63,6 +67,11 @@ class Suite:
     data: str = ""
     tests: str = "tests/gpu"
 
+    @property
+    def slower(self) -> float:
+        """What limits are multiplied with."""
+        return SLOWER if self.rehearse else 1.0
+
     def module(self, name: str, *arguments: str) -> list[str]:
         """A module of ours; in a rehearsal through the stand-in for the device."""
         stand_in = ["benchmarks.gpu_stand_in"] if self.rehearse else []
@@ -85,7 +94,7 @@ class Suite:
         flag.unlink(missing_ok=True)
         process = self.process(command, self.out / f"{part.name}.log", more | {"PFGM_FAST_READY": str(flag)})
         began, counted = time.monotonic(), not ready
-        until = began + (limit if counted else IMPORTS)
+        until = began + (limit if counted else IMPORTS * self.slower)
         while process.poll() is None:
             if not counted and flag.exists():
                 counted, until = True, time.monotonic() + limit
@@ -180,7 +189,9 @@ def sanitizer(tool: str) -> Callable[[Suite, Part, float], Outcome]:
     return run
 
 
-NOT_REHEARSED = "opcheck or bad_rows or compiles_whole or info_says_how"
+NOT_REHEARSED = (
+    "opcheck or bad_rows or compiles_whole or info_says_how or graph_and_loop_agree or captures_and_replays"
+)
 """Tests that ask the device itself: the stand-in answers as the CPU does."""
 
 
@@ -189,6 +200,7 @@ def tests(select: str, shards: int, patience: float) -> Callable[[Suite, Part, f
 
     def run(suite: Suite, part: Part, limit: float) -> Outcome:
         records = Records(suite.out / f"{part.name}.jsonl", fresh=True)
+        waited = patience * suite.slower
         chosen = f"({select}) and not ({NOT_REHEARSED})" if suite.rehearse else select
         command = [
             *suite.module("pytest", suite.tests, "-m", "gpu", "-k", chosen, "-q", "-o", "addopts="),
@@ -206,11 +218,11 @@ def tests(select: str, shards: int, patience: float) -> Callable[[Suite, Part, f
         while running and time.monotonic() < until:
             time.sleep(0.1)
             for shard, process in list(running.items()):
-                hung = records.hanging(shard, patience)
+                hung = records.hanging(shard, waited)
                 if hung is not None:
                     stop(process)
                     records.add(
-                        shard, {"node": hung, "outcome": "failed", "text": f"hung for {patience:.0f} s"}
+                        shard, {"node": hung, "outcome": "failed", "text": f"hung for {waited:.0f} s"}
                     )
                 elif process.poll() is None:
                     continue
@@ -332,6 +344,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     suite.out.mkdir(parents=True, exist_ok=True)
     print(gpu_summary.plan_table(PARTS))
+    if suite.rehearse:
+        print(f"a rehearsal: every limit is {SLOWER:.0f} times as long")
     outcomes = gpu_summary.load(suite.out)
     began, spare, failed = time.monotonic(), 0.0, 0
     for part in PARTS:
@@ -340,20 +354,21 @@ def main(arguments: list[str] | None = None) -> int:
         before = outcomes.get(part.name, {})
         if not options.parts and before.get("state") == "ok" and not os.environ.get("FRESH"):
             print(f"== {part.name}: done before", flush=True)
-            spare += part.limit
+            spare += part.limit * suite.slower
             continue
-        print(f"== {part.name}: planned {part.planned:.0f} s, at most {part.limit + spare:.0f} s", flush=True)
+        own = part.limit * suite.slower
+        limit = max(5.0, min(own + spare, TOTAL * suite.slower - (time.monotonic() - began)))
+        print(f"== {part.name}: planned {part.planned:.0f} s, at most {limit:.0f} s", flush=True)
         (suite.out / f"{part.name}.log").write_bytes(b"")
         start = time.monotonic()
-        limit = max(5.0, min(part.limit + spare, TOTAL - (start - began)))
         try:
             outcome = part.run(suite, part, limit)
         except Exception as error:  # the runner's own faults are a part's too, and the others go on
             outcome = Outcome("FAILED", f"{type(error).__name__}: {error}")
         outcome.seconds = time.monotonic() - start
-        spare = max(0.0, spare + part.limit - outcome.seconds)
+        spare = max(0.0, spare + own - outcome.seconds)
         failed += outcome.state == "FAILED"
-        outcomes[part.name] = vars(outcome) | {"planned": part.planned}
+        outcomes[part.name] = vars(outcome) | {"planned": part.planned, "limit": limit}
         print(f"{part.name} {outcome.state} {outcome.seconds:.0f} s  {outcome.what}", flush=True)
         gpu_summary.write(suite.out, PARTS, outcomes, suite.rehearse)
     print((suite.out / "summary.md").read_text())

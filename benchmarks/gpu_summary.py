@@ -46,14 +46,22 @@ def write(out: Path, parts: Sequence[Any], outcomes: dict[str, dict[str, Any]], 
     lines = ["# What the GPU suite found", ""]
     if rehearsal:
         lines += ["**A rehearsal without a GPU: it shows that the suite runs, and nothing else.**", ""]
-    lines += ["| part | state | seconds (planned) | |", "|---|---|---|---|"]
+    lines += [
+        "Planned: estimates for a data-centre GPU. At most: a part's own limit and what earlier ones left over.",
+        "",
+        "| part | state | seconds | planned | at most | |",
+        "|---|---|---|---|---|---|",
+    ]
     for part in parts:
         found = outcomes.get(part.name)
         if found is None:
-            lines.append(f"| {part.name} | not run yet | ({part.planned:.0f}) | {part.what} |")
+            lines.append(
+                f"| {part.name} | not run yet | | {part.planned:.0f} | {part.limit:.0f} | {part.what} |"
+            )
         else:
             lines.append(
-                f"| {part.name} | {found['state']} | {found['seconds']:.0f} ({part.planned:.0f}) | {found['what']} |"
+                f"| {part.name} | {found['state']} | {found['seconds']:.0f} | {part.planned:.0f} "
+                f"| {found.get('limit', part.limit):.0f} | {found['what']} |"
             )
     for part in parts:
         found = outcomes.get(part.name)
