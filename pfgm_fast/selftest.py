@@ -27,6 +27,7 @@ from pfgm_fast.ops.first_use import (
     case,
     error_of,
     exact_of,
+    lost,
     quiet,
     result,
 )
@@ -136,11 +137,17 @@ def _rows(names: tuple[str, ...], until: float) -> Iterator[Row]:
         places += [(name, device) for device in devices]
     cases = [(title, shape, True) for title, shape in SMALL.items()]
     cases += [(title, shape, False) for title, shape in REAL.items() if _affordable(shape)]
+    gone: set[torch.device] = set()
     for title, shape, small in cases:
         made: list[Any] = []  # made where a first backend asks
         for name, device in places:
             slow = not small and (name == "reference" or (device.type == "cpu" and name in CHECKED))
             if slow:
+                continue
+            if device in gone:
+                yield Row(
+                    name, str(device), title, note="not run: an earlier case cost the device, restart Python"
+                )
                 continue
             if time.monotonic() > until:
                 yield Row(name, str(device), title, note="not run: the time is up")
@@ -149,9 +156,13 @@ def _rows(names: tuple[str, ...], until: float) -> Iterator[Row]:
                 drawn = case(shape, torch.float32)
                 picked = torch.linspace(0, shape.batch - 1, shape.batch if small else 6).long()
                 made.append((*drawn, exact_of(*drawn, shape.aug_dim, picked)))
-            yield _row(name, device, title, shape, *made[0])
+            row = _row(name, device, title, shape, *made[0])
+            yield row
+            if not row.ok and lost(device):
+                gone.add(device)
     for name, device in places:
-        yield _steps_row(name, device)
+        if device not in gone:
+            yield _steps_row(name, device)
 
 
 def _affordable(shape: Shape) -> bool:

@@ -71,7 +71,10 @@ class _UnprintableError(Exception):
         (AssertionError(), "AssertionError at test_console.py:"),
         (MemoryError(), "out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "try a smaller batch"),
-        (ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets"), "pip install 'pfgm-fast[demo]'"),
+        (
+            ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets"),
+            "pip install 'pfgm-fast[demo]'",
+        ),
         (ModuleNotFoundError("No module named 'x'", name="x.y"), "the package x is missing: pip install x"),
         (KeyError("labels"), "KeyError at"),
         (_UnprintableError("…"), "_UnprintableError at"),

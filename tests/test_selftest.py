@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,11 +53,15 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     monkeypatch.setitem(dispatch.TABLE, "cpu", ("cuda", "reference"))
     on = lambda name, _: name in first_use.CHECKED and first_use.os.environ.get(first_use.ENVIRONMENT) != "0"  # noqa: E731
     monkeypatch.setattr(first_use, "due", on)
-    first_use._checked.cache_clear()
-    dispatch._chosen.clear()
+    _forget()
     yield place
+    _forget()
+
+
+def _forget() -> None:
     first_use._checked.cache_clear()
-    dispatch._chosen.clear()
+    for remembered in (dispatch._chosen, first_use.verdicts, first_use._lost):
+        remembered.clear()
 
 
 def _who_serves(op: str, dim: int, as_bytes: bool) -> str:
@@ -110,6 +116,49 @@ def test_one_that_breaks_is_passed_over_with_what_it_said(device) -> None:
         pytest.raises(BackendError, match=r"check at first use broke.*illegal memory"),
     ):
         pf.log_density(torch.zeros(2, 5), 1.0, torch.eye(5))
+
+
+def test_a_lost_device_asks_for_a_new_process(device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an illegal address no backend can serve there: `auto` does not go on, and every later call says why."""
+
+    def illegal(*_: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    device(log_density=illegal)
+    assert _who_serves("poisson_field", 5, False) == "cuda"
+    monkeypatch.setattr(first_use, "lost", lambda _: True)
+    said = r"nothing more in this process, which must be restarted: cuda: .*broke in log_density, small N.*illegal memory"
+    for _ in range(2):
+        with pytest.raises(BackendError, match=said):
+            pf.log_density(torch.zeros(2, 5), 1.0, torch.eye(5))
+    with pytest.raises(BackendError, match="must be restarted"):
+        pf.score(torch.zeros(2, 5), 1.0, torch.eye(5))
+    assert "must be restarted" in pf.info()["devices"]["cpu"]
+
+
+def test_info_shows_what_the_checks_came_to(device, capsys: pytest.CaptureFixture[str]) -> None:
+    def bytes_wrong(query: Query) -> Any:
+        out = reference.poisson_field(query)
+        return (out[0] + 1e-3, *out[1:]) if query.charges.dtype == torch.uint8 else out
+
+    device(poisson_field=bytes_wrong)
+    facts = pf.info()
+    assert facts["devices"]["cpu"] == "bytes: reference; floats: cuda; small N: cuda"
+    verdicts = facts["checks"]
+    assert verdicts["cuda: poisson_field, floats, float32 on cpu"] == "passed"
+    assert "missed in poisson_field, bytes" in verdicts["cuda: poisson_field, bytes, float32 on cpu"]
+    assert re.match(
+        r"refused where its check missed \(1 of 3\): its check .* bytes", facts["backends"]["cuda"]
+    )
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    assert "cuda: poisson_field, small N, float32 on cpu: passed" in said
+    assert "none was made" not in said
+    device()
+    _forget()
+    assert pf.info()["devices"]["cpu"] == "cuda"
+    assert pf.info()["backends"]["cuda"] == "ok"
+    assert len(pf.info()["checks"]) == 3
 
 
 @pytest.mark.parametrize("op", first_use.BARS)
@@ -194,6 +243,16 @@ def test_a_miss_is_said_and_is_the_exit_status(
         kind
     ] in said
     assert "MISSED" in said.splitlines()[-1]
+
+
+@needs_cpu
+def test_a_lost_device_is_one_miss(few, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes after an illegal address says nothing of the other cases."""
+    monkeypatch.setattr(cpu, "poisson_field", lambda *_: 1 / 0, raising=False)
+    monkeypatch.setattr(importlib.import_module("pfgm_fast.selftest"), "lost", lambda device: True)
+    report = pf.selftest(("cpu", "reference"))
+    assert [row.ok for row in report.rows] == [False, True, True]
+    assert all("restart Python" in row.note for row in report.rows[1:])
 
 
 def test_time_that_is_up_and_backends_that_cannot_run_are_no_misses() -> None:

@@ -35,7 +35,7 @@ def not_built(backend: str) -> str:
     """Why the library of "cpu" or "cuda" is not there: in the build's own words."""
     outcome = build_outcome().get(backend)
     if outcome is None:
-        return f"nothing was built in this copy; building needs {NEEDS[backend]}"
+        return f"no build of it is recorded in this copy; building needs {NEEDS[backend]}"
     failed = "its build failed: " if outcome["state"] == "failed" else ""
     return f"{failed}{outcome['reason']}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
 
@@ -16,6 +17,7 @@ def run(options: argparse.Namespace) -> None:
     import json
 
     from pfgm_fast import info
+    from pfgm_fast.ops import first_use
 
     facts = info()
     if options.json:
@@ -33,3 +35,9 @@ def run(options: argparse.Namespace) -> None:
     print("what `auto` takes")
     for name, backend in facts["devices"].items():
         print(f"  {name:<12} {backend}")
+    print("checks at first use of a GPU backend")
+    for what, verdict in facts["checks"].items():
+        print(f"  {what}: {verdict}")
+    if not facts["checks"]:
+        off = os.environ.get(first_use.ENVIRONMENT) == "0"
+        print(f"  {f'off: {first_use.ENVIRONMENT}=0' if off else 'none was made: no GPU backend was asked'}")

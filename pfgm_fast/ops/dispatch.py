@@ -121,20 +121,26 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
     return module
 
 
+def _asked(op: str, wanted: str, x: Tensor, charges: Tensor | None) -> dict[str, str | None]:
+    """Backends in the order in which they are asked, each with its refusal; the last one serves where that is None."""
+    answers: dict[str, str | None] = {}
+    for name in TABLE.get(x.device.type, ()) if wanted == "auto" else (wanted,):
+        answers[name] = _refusal(name, op, x, charges)
+        if answers[name] is None:
+            break
+    return answers
+
+
 def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) -> Any:
-    order = TABLE.get(x.device.type, ()) if wanted == "auto" else (wanted,)
-    reasons = []
-    for name in order:
-        reason = _refusal(name, op, x, charges)
-        if reason is None:
-            for passed_over in order[: order.index(name)]:
-                if backend(passed_over).unavailable() is not None and passed_over in ("cpu", "cuda"):
-                    backend("compiled").warn_once(passed_over, name)
-            return backend(name)
-        reasons.append(f"{name}: {reason}")
-    raise BackendError(
-        f"no backend can run {op} on {x.device.type} tensors: " + "; ".join(reasons or ["none is listed"])
-    )
+    answers = _asked(op, wanted, x, charges)
+    *passed_over, name = answers or ("none",)
+    if answers.get(name, "none is listed") is None:
+        for other in passed_over:
+            if backend(other).unavailable() is not None and other in ("cpu", "cuda"):
+                backend("compiled").warn_once(other, name)
+        return backend(name)
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in answers.items()) or "none is listed"
+    raise BackendError(f"no backend can run {op} on {x.device.type} tensors: {reasons}")
 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
@@ -208,20 +214,15 @@ def info() -> dict[str, Any]:
     """What was built, what will run where, and why not.
 
     Returns a dict: `version`, `torch`, `python`, `build` and `cuda_build` (what the two compiled libraries say of themselves,
-    or None), `not_built` (backend → why its library is not there), `chosen` (the backend asked for), `backends` (name → "ok" or the reason why not), `devices` (device → the backend
-    that `auto` takes for float32). Print it with `pfgm-fast info`.
+    or None), `not_built` (backend → why its library is not there), `gpus`, `chosen` (the backend asked for), `backends` (name →
+    "ok" or the reason why not), `devices` (device → the backend that `auto` takes for the field of float32 queries; on a GPU this
+    makes the checks of first use), `checks` (what these came to in this process). Print it with `pfgm-fast info`.
     """
     import platform
 
     import pfgm_fast
 
-    backends = status()
-    devices = {}
-    for device, order in TABLE.items():
-        if device == "cuda" and not torch.cuda.is_available():
-            devices[device] = "no CUDA device is visible to PyTorch"
-            continue
-        devices[device] = next(name for name in order if backends[name] == "ok")
+    devices = {device: _taken(device) for device in TABLE}
     build: dict[str, Any] | None = None
     with contextlib.suppress(Exception):  # a report must not fail where a driver is broken
         build = importlib.import_module("pfgm_fast._C").build_info()
@@ -238,12 +239,57 @@ def info() -> dict[str, Any]:
         "build": build,
         "cuda_build": cuda_build,
         "not_built": {
-            name: backend("compiled").not_built(name)
-            for name, built in (("cpu", build), ("cuda", cuda_build))
+            name: _absence(name, library)
+            for name, library, built in (("cpu", "_C", build), ("cuda", "_C_cuda", cuda_build))
             if built is None
         },
         "gpus": gpus,
         "chosen": chosen_backend(),
-        "backends": backends,
+        "backends": {name: _state(name, reason) for name, reason in status().items()},
         "devices": devices,
+        "checks": dict(first_use.verdicts),
     }
+
+
+KINDS = {"bytes": (40, torch.uint8), "floats": (40, torch.float32), "small N": (2, torch.float32)}
+"""Kinds of field calls that different kernels serve (`first_use.family`): N and the dtype of the charges."""
+
+
+def _taken(device: str) -> str:
+    """What `auto` takes there for poisson_field: one name, or one for each kind of call."""
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA device is visible to PyTorch"
+    found = {}
+    for kind, (dim, dtype) in KINDS.items():
+        try:
+            x, charges = torch.zeros(1, dim, device=device), torch.zeros(1, dim, device=device, dtype=dtype)
+            answers = _asked("poisson_field", "auto", x, charges)
+            found[kind] = next((name for name, reason in answers.items() if reason is None), "none")
+        except Exception as broken:  # a report must not fail where a device is broken
+            found[kind] = f"none: {broken}"
+    if len(set(found.values())) == 1:
+        return found["bytes"]
+    return "; ".join(f"{kind}: {name}" for kind, name in found.items())
+
+
+def _state(name: str, reason: str) -> str:
+    """A backend's state with what its checks of first use and the GPUs that are here add to it."""
+    if reason != "ok" or name not in first_use.CHECKED:
+        return reason
+    with contextlib.suppress(Exception):  # as above
+        x = torch.zeros(1, 40, device="cuda" if torch.cuda.is_available() else "cpu")
+        refused = backend(name).refuses("poisson_field", x, x)
+        if refused is not None:
+            return refused
+    made = {what: verdict for what, verdict in first_use.verdicts.items() if what.startswith(f"{name}: ")}
+    missed = {what: verdict for what, verdict in made.items() if verdict != "passed"}
+    if missed:
+        return f"refused where its check missed ({len(missed)} of {len(made)}): {next(iter(missed.values()))}"
+    return "ok"
+
+
+def _absence(name: str, library: str) -> str:
+    """Why a compiled library does not say what it is: how its build ended, or why it does not load."""
+    compiled = backend("compiled")
+    built = compiled.build_outcome().get(name, {}).get("state") == "built"
+    return (compiled.loading_error(library) if built else None) or compiled.not_built(name)

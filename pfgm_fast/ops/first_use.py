@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.backends import reference
+from pfgm_fast.errors import BackendError
 from pfgm_fast.ops.schema import Query
 
 ENVIRONMENT = "PFGM_FAST_SELFCHECK"
@@ -170,11 +171,26 @@ def quiet(device: torch.device) -> Iterator[None]:
 # ---- at first use --------------------------------------------------------------------------------------------------------
 
 
+verdicts: dict[str, str] = {}
+"""What each check of this process came to, "passed" or why not, by backend, operator, kind of call and device; for `info`."""
+
+_lost: dict[torch.device, str] = {}
+"""Devices on which nothing runs any more in this process, and what happened."""
+
+
 def refusal(name: str, op: str, x: Tensor, charges: Tensor | None) -> str | None:
-    """Why the backend may not serve calls like this one: what its check came to, or None. Asked once for each kind of call."""
+    """Why the backend may not serve calls like this one: what its check came to, or None. Asked once for each kind of call.
+
+    Raises: BackendError where a check cost the device: no other backend could serve there either.
+    """
+    if x.device in _lost:
+        raise BackendError(_lost[x.device])
     if not due(name, x.device):
         return None
-    return _checked(name, op.removesuffix("_out"), family(x, charges), x.device, x.dtype)
+    reason = _checked(name, op.removesuffix("_out"), family(x, charges), x.device, x.dtype)
+    if x.device in _lost:
+        raise BackendError(_lost[x.device])
+    return reason
 
 
 def family(x: Tensor, charges: Tensor | None) -> str:
@@ -197,8 +213,26 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
+def lost(device: torch.device) -> bool:
+    """Whether nothing can run on the device any more in this process, as after an illegal address."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+        torch.zeros(1, device=device).add_(1).cpu()
+    except Exception:
+        return True
+    return False
+
+
 @cache
 def _checked(name: str, op: str, family: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    reason = _check(name, op, family, device, dtype)
+    verdicts[f"{name}: {op}, {family}, {str(dtype).removeprefix('torch.')} on {device}"] = reason or "passed"
+    return reason
+
+
+def _check(name: str, op: str, family: str, device: torch.device, dtype: torch.dtype) -> str | None:
     from pfgm_fast.ops.dispatch import backend
 
     advice = f"({ENVIRONMENT}=0 turns the check off, `pfgm-fast selftest` says more)"
@@ -212,7 +246,13 @@ def _checked(name: str, op: str, family: str, device: torch.device, dtype: torch
             got = result(getattr(backend(name), op)(*arguments(op, query)))
             error = error_of(op, got, exact.of(op), exact.query)
     except Exception as broken:
-        return f"its check at first use broke in {op}, {family}: {type(broken).__name__}: {broken} {advice}"
+        said = f"its check at first use broke in {op}, {family}: {type(broken).__name__}: {broken}"
+        if lost(device):
+            _lost[device] = (
+                f"{device} can do nothing more in this process, which must be restarted: {name}: {said}. In the new one "
+                f"`with use_backend(...)` or PFGM_FAST_BACKEND can choose another backend"
+            )
+        return f"{said} {advice}"
     if error <= BARS[op]:
         return None
     return (
