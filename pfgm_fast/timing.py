@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -47,3 +49,11 @@ def interleaved(
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms"
+
+
+def processor() -> str:
+    """The name of this machine's processor, as the system gives it."""
+    found = Path("/proc/cpuinfo")
+    lines = found.read_text().splitlines() if found.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name") and ":" in line]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""pfgm-fast compare: PFGM against VE and VP diffusion on the same network, data and budget."""
+"""pfgm-fast compare: PFGM and PFGM++ against diffusion, trained on the same network, data and budget."""
 
 from __future__ import annotations
 
@@ -6,46 +6,78 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pfgm_fast.cli.options import positive
+from pfgm_fast.cli.options import add_device, device, positive
 
 
 def add(commands: Any) -> None:
+    from pfgm_fast.studies.exact import METHODS
+
     command = commands.add_parser(
         "compare",
-        help="PFGM against VE and VP diffusion: same network, data and budget; a report with plots",
-        description="Trains PFGM, VE and VP models (and weaker ones) on labelled images, samples each over solvers and numbers of "
-        "evaluations, and writes report.md with plots. May be stopped: the same command goes on. Under two hours on 2 cores for MNIST.",
+        help="PFGM and PFGM++ against diffusion, trained: same network, data and budget; a page with three verdicts",
+        description="Trains a network a method and seed (and weaker ones) on labelled images, checks that each method's samplers agree, "
+        "samples over solvers and numbers of evaluations, and writes report.md with its pictures. Says at its start how long it "
+        "will take; may be stopped: the same command goes on.",
     )
     command.add_argument("--data", required=True, help="labelled images, as for train")
+    command.add_argument("--size", help="images are resized to this, N or HxW (MNIST on a CPU: 16)")
     command.add_argument("--out", type=Path, required=True, help="folder of the runs and the report")
     command.add_argument(
-        "--steps", type=positive, default=1500, help="training updates of each model (default 1500)"
+        "--plan",
+        choices=("digits", "mnist", "cifar10"),
+        help="network, updates and samples (default: by the images' size; cifar10 is for a GPU)",
     )
-    command.add_argument("--width", type=positive, default=16, help="features of the network (default 16)")
-    command.add_argument("--samples", type=positive, default=256, help="drawn for each point (default 256)")
+    command.add_argument("--methods", nargs="+", choices=METHODS, help="default: the plan's")
+    command.add_argument("--seeds", type=positive, help="networks of each kind (default: the plan's, 3)")
     command.add_argument(
-        "--long", type=positive, default=1000, help="evaluations of the SDE samplers (default 1000)"
+        "--steps", type=positive, help="training updates of each strong model (default: the plan's)"
     )
     command.add_argument(
-        "--compile",
-        action="store_true",
-        help="torch.compile the networks (needs a C++ compiler)",
+        "--width", type=positive, help="features of the strong network (default: the plan's)"
     )
+    command.add_argument("--samples", type=positive, help="drawn for each point (default: the plan's)")
+    command.add_argument(
+        "--studies",
+        type=Path,
+        help="folder of exact.md and errors.md of `study`, which the page links to (default: --out)",
+    )
+    command.add_argument("--estimate", action="store_true", help="say how long it will take, and no more")
+    add_device(command)
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
     from pfgm_fast import compare, data
     from pfgm_fast.extras import wanted
+    from pfgm_fast.training.watch import duration
 
-    wanted("matplotlib", "the report's figures need")  # not after two hours
-    images = data.load(options.data)
-    plan = compare.Plan(
-        steps=options.steps,
-        width=options.width,
-        samples=options.samples,
-        long=options.long,
-        compile=options.compile,
+    wanted("matplotlib", "the report's figures need")  # not after hours
+    images = data.load(options.data, options.size)
+    name = options.plan or compare.plan_for(images)
+    given: dict[str, Any] = {
+        key: getattr(options, key)
+        for key in ("steps", "width", "samples")
+        if getattr(options, key) is not None
+    }
+    if options.methods:
+        given["methods"] = tuple(options.methods)
+    if options.seeds:
+        given["seeds"] = tuple(range(options.seeds))
+    plan = replace(compare.PLANS[name], **given)
+    comparison = compare.Comparison(plan, images, options.data, options.out, device(options))
+    studies = options.out if options.studies is None else options.studies
+    training, sampling = comparison.costs().of(plan)
+    print(
+        f"{images.describe()}\nplan {name}: {len(plan.models())} networks, {sum(len(list(plan.points(m))) for m in plan.models())} points "
+        f"of {plan.samples} samples\nin all about {duration(training)} of training and {duration(sampling)} of sampling on this machine",
+        flush=True,
     )
-    points = compare.run(plan, images, options.data, options.out)
-    print(compare.write_report(plan, points, images.name, options.out))
+    if options.estimate:
+        return
+
+    def page(results: list[compare.Result]) -> Path:
+        return compare.write_report(plan, results, images.name, options.out, studies)
+
+    print(page(comparison.run(page)))

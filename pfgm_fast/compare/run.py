@@ -1,152 +1,255 @@
-"""Carry out a plan, in a folder: runs/<model>, points.jsonl, times.json, grids. Whatever stands there already is not done again."""
+"""Carry out a plan in a folder: runs/<model>, points.jsonl, models.jsonl, grids. Whatever stands there already is not done again."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from pfgm_fast.compare.plan import Plan, Point
+from pfgm_fast.compare.drawing import Drawing
+from pfgm_fast.compare.measures import Measures, amplitude
+from pfgm_fast.compare.parts import Parts
+from pfgm_fast.compare.plan import Model, Plan, Point
+from pfgm_fast.compare.results import Result, Trained, told
 from pfgm_fast.data import ImageSet
+from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import write_beside
-from pfgm_fast.metrics import energy_distance, frechet_distance, nearest_neighbors, precision_recall
-from pfgm_fast.metrics.features import Classifier, cached_classifier, features_of
-from pfgm_fast.plots import image_grid, save_image
-from pfgm_fast.sampling import Samples, sample
+from pfgm_fast.methods import PFGM
+from pfgm_fast.sampling import sample
+from pfgm_fast.studies.points import PointFile
+from pfgm_fast.timing import processor
 from pfgm_fast.training import Trainer
 
-GRID = 64
-BATCH = 128
-"""Samples that are drawn together."""
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one image's update and of one sample's evaluation, by strength (`weak`); of the parts of a plan that are not done yet."""
+
+    update: dict[bool, float]
+    evaluation: dict[bool, float]
+
+    def training(self, plan: Plan, model: Model, done: int = 0) -> float:
+        return self.update[model.weak] * plan.batch * (plan.updates(model) - done)
+
+    def sampling(self, plan: Plan, point: Point) -> float:
+        return self.evaluation[point.model.weak] * plan.samples * point.evaluations
+
+    def of(self, plan: Plan) -> tuple[float, float]:
+        """Seconds of training and of sampling of a whole plan."""
+        models = plan.models()
+        return (
+            sum(self.training(plan, m) for m in models),
+            sum(self.sampling(plan, p) for m in models for p in plan.points(m)),
+        )
 
 
-def run(plan: Plan, images: ImageSet, data: str, folder: Path) -> list[dict[str, Any]]:
-    """Train every model, draw every point; returns the points' figures, in the plan's order. Can be stopped and started again.
+class Comparison:
+    """One plan on one data set in one folder. Raises: ArgumentError where the folder holds another plan or other data."""
 
-    images must have labels: quality is the Fréchet distance in the features of a classifier trained on them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    classifier = cached_classifier(images, folder / "cache")
-    trained = {}
-    for model in plan.models():
-        trainer = Trainer(plan.config(model, images, data), folder / "runs" / model, images=images)
-        if trainer.step < trainer.config.train.steps:
-            print(f"training {model}: {trainer.config.train.steps} updates", flush=True)
-            trainer.run()
-        trained[model] = trainer
-    nets = {model: _network(trainer, plan) for model, trainer in trained.items()}
-    done = read_points(folder)
-    real = _Real(images, classifier)
-    for point in plan.points():
-        if point.key not in done:
-            figures = _draw(point, trained[point.model], nets[point.model], plan, real, folder)
-            done[point.key] = figures
-            with (folder / "points.jsonl").open("a") as file:
-                file.write(json.dumps(figures) + "\n")
-            print(
-                f"{point.key}: {figures['evaluations']} evaluations, FID* {figures['frechet']:.2f}",
-                flush=True,
-            )
-    some = torch.randperm(len(real.values), generator=torch.Generator().manual_seed(plan.seed))[
-        : plan.samples
-    ]
-    write_beside(folder / "floor.json", json.dumps(real.figures(real.values[some])).encode())
-    times = _times(plan, trained, nets, folder)
-    return [
-        done[p.key] | {"seconds_per_sample": times[p.clock] * done[p.key]["evaluations"]}
-        for p in plan.points()
-    ]
+    def __init__(
+        self,
+        plan: Plan,
+        images: ImageSet,
+        data: str,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.plan, self.data, self.folder, self.progress = plan, data, folder, progress
+        self.device = torch.device(device)
+        self.parts = Parts.of(images, plan.most)
+        self.charges = self.parts.train.charges()
+        _same_plan(folder, {**plan.to_dict(), "digest": images.digest})
+        self.points = PointFile(folder / "points.jsonl", Result.from_dict)
+        self.models = PointFile(folder / "models.jsonl", Trained.from_dict)
+        self._measures: Measures | None = None
+        self._bar: Any = None
 
+    @property
+    def measures(self) -> Measures:
+        if self._measures is None:
+            self._measures = Measures(self.parts, self.folder / "cache")
+        return self._measures
 
-def read_points(folder: Path) -> dict[str, dict[str, Any]]:
-    """Points that are done, by their key."""
-    path = folder / "points.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {figures["key"]: figures for figures in map(json.loads, lines)}
+    def results(self) -> list[Result]:
+        """What is done so far, in the plan's order."""
+        found = self.points.points
+        return [found[p.key] for m in self.plan.models() for p in self.plan.points(m) if p.key in found]
 
+    def costs(self, rounds: int = 3) -> Costs:
+        """Measured now, on networks that are not trained: the least of a few rounds."""
+        update, evaluation = {}, {}
+        for weak in (False, True):
+            model = Model(self.plan.methods[0], weak, 0)
+            trainer = self._trainer(model, self.folder / "no-run")
+            generator = torch.Generator(self.device).manual_seed(0)
+            rows = torch.arange(min(self.plan.batch, len(self.charges)))
+            images = trainer.charges.values(rows.to(self.device))
+            net, method = trainer.net, trainer.method
+            times: list[float] = []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                method.loss(net, images, rows, trainer.charges, generator).mean().backward()
+                self._wait()
+                times.append((time.perf_counter() - began) / len(rows))
+            update[weak] = min(times)
+            count = min(self.plan.sample_batch, self.plan.samples)
+            times = []
+            for _ in range(rounds):
+                began = time.perf_counter()
+                out = sample(
+                    net, (count, *self.parts.train.shape), "euler", 2, method=method, generator=generator
+                )
+                self._wait()
+                times.append((time.perf_counter() - began) / (count * out.nfe))
+            evaluation[weak] = min(times)
+        return Costs(update, evaluation)
 
-def _network(trainer: Trainer, plan: Plan) -> Any:
-    """The averaged network as it samples."""
-    return torch.compile(trainer.ema_network()) if plan.compile else trainer.ema_network()
+    def run(self, after_seed: Callable[[list[Result]], object] | None = None) -> list[Result]:
+        """Train every model, draw every point of it; returns the results in the plan's order.
 
+        after_seed: told what is done after each seed, so that a page stands early. A comparison that is stopped goes on from the last
+        checkpoint and the last point.
+        """
+        costs = self.costs()
+        total = sum(costs.of(self.plan))
+        with tqdm(
+            total=1.001 * total,  # rounding never goes beyond it
+            disable=not self.progress,
+            bar_format="{desc:<34.34} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left",
+        ) as self._bar:
+            for seed in self.plan.seeds:
+                for model in (m for m in self.plan.models() if m.seed == seed):
+                    self._model(model, costs)
+                if after_seed is not None:
+                    after_seed(self.results())
+        self._floor()
+        self._seconds()
+        return self.results()
 
-def _times(plan: Plan, trained: dict[str, Trainer], nets: dict[str, Any], folder: Path) -> dict[str, float]:
-    """`Point.clock` → seconds for one evaluation and one sample: all models and solvers in turn, medians of three short draws.
+    def _model(self, model: Model, costs: Costs) -> None:
+        points = list(self.plan.points(model))
+        if model.key in self.models.points and all(p.key in self.points.points for p in points):
+            self._skip(costs.training(self.plan, model) + sum(costs.sampling(self.plan, p) for p in points))
+            return
+        trainer = self._trainer(model, self.folder / "runs" / model.key)
+        self._train(model, trainer, costs)
+        net: Any = trainer.ema_network()
+        self.models.get(model.key, lambda: self._trained(model, trainer, net))
+        if self.plan.compile:
+            net = torch.compile(net)
+        keeps = self.folder / "grids" if model.seed == self.plan.seeds[0] else None
+        draw = Drawing(
+            self.plan, model, trainer.method, net, self.measures, self.device, keeps, self._bar.update
+        )
+        for point in points:
+            expected = costs.sampling(self.plan, point)
+            if point.key in self.points.points:
+                self._skip(expected)
+                continue
+            self._bar.set_description(point.key)
+            result, _ = self.points.get(point.key, lambda p=point, e=expected: draw.result(p, e))  # type: ignore[misc]
+            if self.progress:
+                self._bar.write(told(result))
 
-    Measured in one go at the end, so that a comparison that was stopped, or ran beside other work, has times that can be compared.
-    """
-    path = folder / "times.json"
-    clocks = {point.clock: point for point in reversed(plan.points())}
-    if path.exists() and clocks.keys() <= (times := json.loads(path.read_text())).keys():
-        return times
-    rounds: dict[str, list[float]] = {clock: [] for clock in clocks}
-    count = min(BATCH, plan.samples)
-    for _ in range(4):
-        for clock, point in clocks.items():
-            few = {"rtol": 1.0, "atol": 1.0} if point.solver == "rk45" else {}
-            began = time.perf_counter()
-            out = _sampled(
-                point, trained[point.model], nets[point.model], count, min(point.steps, 4), None, **few
-            )
-            rounds[clock].append((time.perf_counter() - began) / (count * out.nfe))
-    times = {clock: median(seconds[1:]) for clock, seconds in rounds.items()}  # the first one warms up
-    write_beside(path, json.dumps(times, indent=1).encode())
-    return times
+    def _skip(self, seconds: float) -> None:
+        """Work that stands already: the bar's rate does not count it."""
+        if not self._bar.disable:
+            self._bar.initial += seconds
+            self._bar.update(seconds)
 
+    def _trainer(self, model: Model, folder: Path) -> Trainer:
+        config = self.plan.config(model, self.parts.train.shape, self.charges, self.data)
+        return Trainer(config, folder, self.device, self.parts.train)
 
-class _Real:
-    """The data's side of every metric, computed once."""
+    def _train(self, model: Model, trainer: Trainer, costs: Costs) -> None:
+        self._bar.set_description(f"{model.key}: training")
+        whole, updates = costs.training(self.plan, model), trainer.config.train.steps
+        self._skip(whole * trainer.step / updates)
+        every = max(1, updates // 10)
+        while trainer.step < updates:
+            before = trainer.step
+            trainer.run(before + every, progress=False)
+            self._bar.update(whole * (trainer.step - before) / updates)
 
-    def __init__(self, images: ImageSet, classifier: Classifier) -> None:
-        self.values, self.classifier = images.charges().values(), classifier
-        self.features = features_of(classifier, self.values)
+    def _trained(self, model: Model, trainer: Trainer, net: Any) -> Trained:
+        found = None
+        if isinstance(trainer.method, PFGM):
+            found = amplitude(trainer.method, net, trainer.charges)
+        count = sum(p.numel() for p in net.parameters())
+        return Trained(model.key, count, trainer.step, found)
 
-    def figures(self, samples: torch.Tensor) -> dict[str, float]:
-        features = features_of(self.classifier, samples.clamp(-1, 1))
-        some = self.values[:: max(1, len(self.values) // 2000)]
-        pairs = precision_recall(features, self.features[:: max(1, len(self.features) // 2000)])
-        return {
-            "frechet": frechet_distance(features, self.features),
-            "precision": pairs.precision,
-            "recall": pairs.recall,
-            "energy": energy_distance(samples, some),
-            "neighbor_ratio": nearest_neighbors(samples, some).ratio,
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _floor(self) -> None:
+        path = self.folder / "floor.json"
+        if not path.exists():
+            figures, count = self.measures.floor(self.plan.samples)
+            facts = {"count": count, "accuracy": self.measures.accuracy, "figures": asdict(figures)}
+            write_beside(path, json.dumps(facts).encode())
+
+    def _seconds(self, rounds: int = 3) -> None:
+        """seconds.json: method → seconds of one sample's evaluation, strong networks of the first seed in turn, medians.
+
+        Measured in one go at the end, so that a comparison that was stopped, or ran beside other work, has times that can be compared.
+        """
+        path = self.folder / "seconds.json"
+        if path.exists() and json.loads(path.read_text())["seconds"].keys() >= set(self.plan.methods):
+            return
+        nets = {}
+        for method in self.plan.methods:
+            model = Model(method, False, self.plan.seeds[0])
+            trainer = self._trainer(model, self.folder / "runs" / model.key)
+            nets[method] = trainer.method, trainer.ema_network()
+        times: dict[str, list[float]] = {name: [] for name in nets}
+        shape = (min(self.plan.sample_batch, self.plan.samples), *self.parts.train.shape)
+        for _ in range(rounds + 1):
+            for name, (method_, net) in nets.items():
+                began = time.perf_counter()
+                out = sample(net, shape, "euler", 3, method=method_, denoise=True)
+                self._wait()
+                times[name].append((time.perf_counter() - began) / (shape[0] * out.nfe))
+        facts = {
+            "machine": machine(self.device),
+            "seconds": {
+                name: median(seconds[1:]) for name, seconds in times.items()
+            },  # the first one warms up
         }
+        write_beside(path, json.dumps(facts, indent=1).encode())
 
 
-def _sampled(
-    point: Point,
-    trainer: Trainer,
-    net: Any,
-    count: int,
-    steps: int,
-    generator: torch.Generator | None,
-    **options: Any,
-) -> Samples:
-    shape = (count, *trainer.images.shape)
-    return sample(net, shape, point.solver, steps, method=trainer.method, generator=generator, **options)
+def machine(device: torch.device) -> str:
+    """What the times were measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def _draw(point: Point, trainer: Trainer, net: Any, plan: Plan, real: _Real, folder: Path) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(plan.seed + 7)
-    parts, evaluations = [], 0
-    for start in range(0, plan.samples, BATCH):
-        count = min(BATCH, plan.samples - start)
-        out = _sampled(point, trainer, net, count, point.steps, generator, progress=True)
-        parts.append(out.x)
-        evaluations = max(evaluations, out.nfe)
-    samples = torch.cat(parts).nan_to_num(0, 0, 0)
-    save_image(image_grid(samples[:GRID]), folder / "grids" / f"{point.key.replace('/', '-')}.png")
-    return {
-        "key": point.key,
-        "model": point.model,
-        "solver": point.solver,
-        "steps": point.steps,
-        "evaluations": evaluations,
-        "finite": all(bool(p.isfinite().all()) for p in parts),
-        **real.figures(samples),
-    }
+FREE = ("methods", "seeds")
+"""What may grow from one start of a comparison to the next."""
+
+
+def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
+    """Write plan.json, or hold the plan to the one that stands there."""
+    path = folder / "plan.json"
+    now = json.loads(json.dumps(plan))
+    if path.exists():
+        before = json.loads(path.read_text())
+        found = [
+            f"{name} = {before.get(name)!r}, not {value!r}"
+            for name, value in now.items()
+            if name not in FREE and before.get(name) != value
+        ]
+        if found:
+            raise ArgumentError(
+                f"{folder} holds a comparison with {'; with '.join(found)}: go on with its own plan, or choose another folder"
+            )
+    write_beside(path, json.dumps(now, indent=1).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -202,7 +202,12 @@ def evaluations_for(points: list[ExactPoint], error: float) -> float:
         (nfe, max(1e-12, sum(p.quality.excess for p in here) / len(here)))
         for nfe, here in sorted(by_steps.items())
     ]
-    wanted = error * error
+    return crossing(curve, error * error)
+
+
+def crossing(curve: Sequence[tuple[int, float]], wanted: float) -> float:
+    """Where a positive value comes down to `wanted` and stays there, between the points (evaluations, value), in rising order, by
+    their logarithms; inf where it does not."""
     last_above = max((i for i, (_, value) in enumerate(curve) if value > wanted), default=-1)
     if last_above == len(curve) - 1:
         return math.inf
