@@ -13,6 +13,7 @@ CHOICES = {
     "embedding": ("positional", "fourier"),
     "encoder": ("standard", "skip", "residual"),
     "decoder": ("standard", "skip"),
+    "label_embedding": ("early", "late"),
 }
 
 
@@ -27,7 +28,9 @@ class UNetConfig:
     augment_dim: augmentation labels (9 of EDM's pipe, 0: none).
     embedding: of the noise level. encoder, decoder: how the image goes into and comes out of the lower levels besides the features.
     noise_multiplier: embedded features of the noise over width. embedding_multiplier: conditioning features over width.
-    resample_filter: of up- and down-sampling, (1, 1) or the FIR filter (1, 3, 3, 1). ADM has none of these but embedding_multiplier.
+    resample_filter: of up- and down-sampling, (1, 1) or the FIR filter (1, 3, 3, 1). label_embedding: classes are added to the
+    noise level's features ("early") or to what the embedding makes of them ("late": networks of runs of version 1).
+    ADM has none of these but embedding_multiplier.
 
     NCSN++ is embedding="fourier", encoder="residual", noise_multiplier=2, resample_filter=(1, 3, 3, 1) (`ncsnpp`).
     Raises: ArgumentError for sizes < 1, image_size that cannot be halved so often, and unknown names.
@@ -50,6 +53,7 @@ class UNetConfig:
     noise_multiplier: int = 1
     embedding_multiplier: int = 4
     resample_filter: tuple[float, ...] = (1, 1)
+    label_embedding: str = "early"
 
     def __post_init__(self) -> None:
         for name in ("multipliers", "attention", "resample_filter"):

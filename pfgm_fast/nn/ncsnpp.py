@@ -32,7 +32,10 @@ class NCSNpp(UNet):
         self.config, out = config, out or config.channels
         noise, embedding = config.width * config.noise_multiplier, config.width * config.embedding_multiplier
         self.map_noise = FourierEmbedding(noise) if config.embedding == "fourier" else None
-        self.map_label = nn.Linear(config.classes, noise) if config.classes else None
+        self.late = config.label_embedding == "late"
+        self.map_label = None
+        if config.classes:
+            self.map_label = nn.Linear(config.classes, embedding if self.late else noise, bias=not self.late)
         self.map_augment = nn.Linear(config.augment_dim, noise, bias=False) if config.augment_dim else None
         self.map_layer0, self.map_layer1 = nn.Linear(noise, embedding), nn.Linear(embedding, embedding)
         taps = config.resample_filter
@@ -91,12 +94,15 @@ class NCSNpp(UNet):
         features = self.map_layer0.in_features
         h = positional_embedding(noise, features) if self.map_noise is None else self.map_noise(noise)
         h = h.to(self.map_layer0.weight.dtype)
-        if self.map_label is not None:
+        if self.map_label is not None and not self.late:
             # one-hot labels at the size of the other features: a row of K elements has variance 1
             h = h + self.map_label(self.labels(labels, h) * math.sqrt(self.config.classes))
         if self.map_augment is not None and augment is not None:
             h = h + self.map_augment(augment.to(h.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(h))))
+        h = self.map_layer1(F.silu(self.map_layer0(h)))
+        if self.map_label is not None and self.late:
+            h = h + self.map_label(self.labels(labels, h))
+        return F.silu(h)
 
     def forward(
         self,

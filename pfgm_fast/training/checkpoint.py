@@ -24,6 +24,7 @@ from pfgm_fast.methods import Method
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import DDPMpp
 from pfgm_fast.training.config import RunConfig
+from pfgm_fast.training.version_1 import tensors_today
 
 _NAME = re.compile(r"step-\d{7,}\.json")
 FORMAT = "pfgm_fast checkpoint, version 1"
@@ -174,6 +175,7 @@ def load_network(
     if ema is not None and not 0 <= ema < len(config.train.ema):
         raise ArgumentError(f"ema must be in [0, {len(config.train.ema)}) or None; got {ema}")
     net = DDPMpp(config.network)
+    checkpoint = today(checkpoint, net)
     weights = checkpoint.part("net" if ema is None else f"ema.{ema}")
     load_weights(net, weights, str(run))
     assert config.method is not None
@@ -187,6 +189,17 @@ def _of_step(run: Path, step: int) -> Path:
             f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, paths)) or 'none'}"
         )
     return paths[step]
+
+
+def today(checkpoint: Checkpoint, net: DDPMpp) -> Checkpoint:
+    """A checkpoint by the names of today's network, also one that version 1 wrote."""
+    parameters = [name for name, _ in net.named_parameters()]
+    tensors = tensors_today(checkpoint.tensors, net.config, parameters)
+    if tensors is checkpoint.tensors:
+        return checkpoint
+    kinds = {name.rpartition(".unet.")[0] for name in tensors if name.startswith(("net.", "ema."))}
+    fixed = {f"{kind}.{name}": value for kind in kinds for name, value in net.named_buffers()}
+    return Checkpoint(checkpoint.step, fixed | tensors, checkpoint.numbers)
 
 
 def load_weights(net: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -17,6 +17,7 @@ from pfgm_fast.methods import METHODS, todays_names
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import UNetConfig
 from pfgm_fast.training import settings
+from pfgm_fast.training.version_1 import config_today
 
 FORMAT = "pfgm_fast run, version 2"
 FORMATS = ("pfgm_fast run, version 1", FORMAT)
@@ -169,7 +170,7 @@ class RunConfig:
         if not isinstance(values, dict) or values.get("format") not in FORMATS:
             raise CheckpointError(f'{path} is of another program or version: expected "format": "{FORMAT}"')
         try:
-            return cls.from_dict(values)
+            return cls.from_dict(config_today(values))
         except ArgumentError as error:
             raise CheckpointError(f"{path}: {error}") from error
 

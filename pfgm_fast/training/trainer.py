@@ -207,6 +207,7 @@ class Trainer:
         return self._step * self.config.train.batch
 
     def _restore(self, saved: Checkpoint) -> None:
+        saved = checkpoints.today(saved, self.net)
         checkpoints.load_weights(self.net, saved.part("net"), str(self.folder))
         for i, average in enumerate(self.averages):
             checkpoints.load_weights(average.module, saved.part(f"ema.{i}"), str(self.folder))
