@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.ops.dispatch import euler_step_into
 
 _ops = torch.ops.pfgm_fast
 
@@ -87,7 +88,7 @@ def euler_step(
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
     flat_out = out if out.dim() == 2 else out.view(len(x), -1)
-    _ops.euler_step.out(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
+    euler_step_into(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
     return out
 
 

@@ -32,9 +32,7 @@ def _overload(op: str) -> Any:
 
 def _differentiated(args: tuple[Any, ...]) -> bool:
     """Whether autograd, in either mode, has to know of a call with these arguments."""
-    if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-        return True
-    return _has_tangent(args)
+    return (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)) or _has_tangent(args)
 
 
 def _has_tangent(args: tuple[Any, ...]) -> bool:
