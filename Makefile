@@ -1,11 +1,11 @@
-# make demo | test | lint | bench | gpu: each creates the environment it needs (.venv).
+# make demo | test | lint | bench | docs | gpu: each creates the environment it needs (.venv).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: demo test lint bench gpu clean env
+.PHONY: demo test lint bench docs gpu clean env
 
 env: $(STAMP)
 
@@ -30,6 +30,11 @@ test: lint
 
 bench: $(STAMP)
 	PFGM_FAST_BENCH_OUT=$(OUT)/bench $(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
+
+# The site, into out/site.
+docs: $(STAMP)
+	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
+	$(RUN)python -m mkdocs build --strict
 
 # On a machine with a GPU: its own Python (PyTorch, Triton, nvcc), no network, no environment. See tools/gpu.sh.
 gpu:
