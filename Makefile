@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install -q -c constraints.txt "setuptools>=70" wheel ninja pybind11 numpy torch triton
-	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev]"
+	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev,docs]"
 	touch $@
 
 demo: $(STAMP)
@@ -33,8 +33,7 @@ bench: $(STAMP)
 
 # The site, into out/site.
 docs: $(STAMP)
-	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[docs]"
-	$(RUN)python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN)python -m mkdocs build --strict
 
 # On a machine with a GPU: its own Python (PyTorch, Triton, nvcc), no network, no environment. See tools/gpu.sh.
 gpu:

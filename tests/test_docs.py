@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +59,31 @@ def test_commands_are_the_parsers(page: str, line: str) -> None:
 def test_the_api_page_has_every_public_name() -> None:
     named = set(re.findall(r"^::: pfgm_fast\.(\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE))
     assert named == set(pf.__all__) - {"plots", "__version__"}
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """Every link between pages, every anchor and every name of the API page resolve: `make docs`, into another folder."""
+    for module in ("material", "mkdocstrings", "latex2mathml"):
+        pytest.importorskip(module, reason=f"{module} is of the extra [docs]")
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=DOCS.parent,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    formulas = (tmp_path / "site" / "mathematics" / "index.html").read_text()
+    assert "<math" in formulas and "arithmatex" not in formulas
 
 
 def test_every_page_is_in_the_navigation() -> None:
