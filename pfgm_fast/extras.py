@@ -11,6 +11,8 @@ EXTRAS = {
     "triton": ("triton", "triton"),
     "matplotlib": ("matplotlib", "plots"),
     "sklearn": ("scikit-learn", "demo"),
+    "torch.utils.tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
     "pykeops": ("pykeops", "bench"),
     "jax": ("jax", "bench"),
     "faiss": ("faiss-cpu", "bench"),
@@ -34,6 +36,7 @@ def wanted(module: str, what: str, extra: str | None = None) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = EXTRAS.get(module, (module, None))[0]
-        absent = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == module
+        lacks = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
+        absent = bool({lacks, lacks.split(".")[0]} & {module, package})
         broken = "" if absent else f", which cannot be imported here ({error})"
         raise MissingPackageError(f"{what} {package}{broken}: {command(module, extra)}") from error

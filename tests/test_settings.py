@@ -226,6 +226,7 @@ def _right(config: RunConfig) -> None:
             "float": float,
             "tuple[float, ...]": tuple,
             "int | None": (int, type(None)),
+            "str | None": (str, type(None)),
         }
         kind = kinds.get(str(field.type), str)
         assert isinstance(value, kind)

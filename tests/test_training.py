@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pfgm_fast.data import load
-from pfgm_fast.errors import ArgumentError, CheckpointError
+from pfgm_fast.errors import ArgumentError, CheckpointError, MissingPackageError
 from pfgm_fast.nn import UNetConfig
 from pfgm_fast.training import RunConfig, TrainConfig, Trainer, load_network
 from pfgm_fast.training import checkpoint as checkpoints
@@ -204,7 +204,9 @@ def test_tensorboard_gets_metrics_and_grids(tmp_path: Path, monkeypatch: pytest.
     assert written["samples"][0][2] == "HWC"
     assert written["closed"]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ArgumentError, match="needs the package tensorboard"):
+    with pytest.raises(
+        MissingPackageError, match=r"needs tensorboard: pip install 'pfgm-fast\[tensorboard\]'"
+    ):
         Trainer(_with(steps=2, tensorboard=True), tmp_path / "b").run(progress=False)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges

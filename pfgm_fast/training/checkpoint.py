@@ -81,7 +81,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, snapshot_every: int = 0) 
         # Of a checkpoint that stands there already the description goes first: it would be of other tensors.
         path.with_suffix(".json").unlink(missing_ok=True)
         with beside(path) as partial:
-            save_file({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()}, partial)
+            save_file(_apart(checkpoint.tensors), partial)
         facts = {"format": FORMAT, "step": checkpoint.step, "sha256": _digest(path), **checkpoint.numbers}
         write_beside(path.with_suffix(".json"), json.dumps(facts, indent=2).encode())
     except (OSError, SafetensorError) as error:
@@ -97,6 +97,18 @@ def save(run: Path, checkpoint: Checkpoint, keep: int, snapshot_every: int = 0) 
         old.unlink(missing_ok=True)
     _sweep(run)
     return path
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and none in another's memory, as weights that a network uses twice are."""
+    apart: dict[str, Tensor] = {}
+    seen = set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return apart
 
 
 def _sweep(run: Path) -> None:
@@ -160,11 +172,16 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def load_network(
-    run: str | Path, ema: int | None = 0, device: torch.device | str = "cpu", step: int | None = None
-) -> tuple[DDPMpp, Method, RunConfig]:
+    run: str | Path,
+    ema: int | None = 0,
+    device: torch.device | str = "cpu",
+    step: int | None = None,
+    net: torch.nn.Module | None = None,
+) -> tuple[torch.nn.Module, Method, RunConfig]:
     """The network of a run's checkpoint, in evaluation mode, its method and its config.
 
     step: of the checkpoint, such as a snapshot's; None: the newest. ema: which of the averages (in the order of TrainConfig.ema); None: the trained weights themselves.
+    net: of a run that was trained with a network of the caller's (`Trainer(…, net=…)`): one of the same class, which gets the weights.
     Raises: CheckpointError where the run or its checkpoint is not readable, or does not fit its config.
     """
     run = Path(run)
@@ -174,7 +191,12 @@ def load_network(
         raise CheckpointError(f"{run} has no checkpoint yet (none in {folder_of(run)})")
     if ema is not None and not 0 <= ema < len(config.train.ema):
         raise ArgumentError(f"ema must be in [0, {len(config.train.ema)}) or None; got {ema}")
-    net = DDPMpp(config.network)
+    if config.own_network is not None and net is None:
+        raise CheckpointError(
+            f"{run} was trained with a network of its caller's, {config.own_network}: load_network(run, net={config.own_network}(…)) "
+            "reads it"
+        )
+    net = DDPMpp(config.network) if net is None else net
     checkpoint = today(checkpoint, net)
     weights = checkpoint.part("net" if ema is None else f"ema.{ema}")
     load_weights(net, weights, str(run))
@@ -191,8 +213,10 @@ def _of_step(run: Path, step: int) -> Path:
     return paths[step]
 
 
-def today(checkpoint: Checkpoint, net: DDPMpp) -> Checkpoint:
-    """A checkpoint by the names of today's network, also one that version 1 wrote."""
+def today(checkpoint: Checkpoint, net: torch.nn.Module) -> Checkpoint:
+    """A checkpoint by the names of today's network, also one that version 1 wrote; of a caller's network as it is."""
+    if not isinstance(net, DDPMpp):
+        return checkpoint
     parameters = [name for name, _ in net.named_parameters()]
     tensors = tensors_today(checkpoint.tensors, net.config, parameters)
     if tensors is checkpoint.tensors:

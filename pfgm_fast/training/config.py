@@ -39,6 +39,7 @@ class TrainConfig:
     (0: the first one does).
     log_every, sample_every, checkpoint_every: in updates, 0 turns the first two off. keep: the newest checkpoints stay;
     snapshot_every: those of its multiples stay for good, beside them (0: none). tensorboard: metrics and grids go there too.
+    wandb: the project of Weights & Biases to which they go (None: to none).
 
     Raises: ArgumentError naming the setting, for a value of another type or outside its range.
     """
@@ -65,6 +66,7 @@ class TrainConfig:
     keep: int = 2
     snapshot_every: int = 0
     tensorboard: bool = False
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -122,6 +124,7 @@ class RunConfig:
     data, size: what `data.load` is given. method: `name` and hyper-parameters of a method, some or all; what is not given follows
     from the data by the method's rules where it has any, else it is the class's default. None: PFGM by the rules.
     network: must fit the images. train: how. dataset: the data that the run was begun on. preset: the one that it was begun from.
+    own_network: the class of a network that the caller gave the Trainer; `network` then holds the images' shape and classes alone.
 
     Raises: ArgumentError naming the setting, its type and what was given.
     """
@@ -133,6 +136,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     dataset: DataRecord | None = None
     preset: str | None = None
+    own_network: str | None = None
 
     def __post_init__(self) -> None:
         settings.check(self)
@@ -233,7 +237,7 @@ _FREE = frozenset(
         f"train.{name}"
         for name in (
             "steps", "skip_nonfinite", "log_every", "sample_every", "checkpoint_every", "keep", "snapshot_every",
-            "tensorboard",
+            "tensorboard", "wandb",
         )
     ]
 )  # fmt: skip

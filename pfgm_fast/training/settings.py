@@ -10,43 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
-import math
-import operator
 import re
 import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.training.annotations import AS_IS, FROM_TEXT, NOTHING, refused
+from pfgm_fast.training.annotations import Spelling as Spelling
+from pfgm_fast.training.annotations import Variants as Variants
+from pfgm_fast.training.annotations import describe as describe
+from pfgm_fast.training.annotations import fields_of as fields_of
 
 T = TypeVar("T")
-BOOLEANS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
-NOTHING = frozenset({"none", "null"})
-
-
-@dataclass(frozen=True)
-class Variants:
-    """Of a dict that stands for one of several dataclasses: `tag` names which, the other entries are some of its fields.
-
-    update: brings entries of earlier versions to today's.
-    """
-
-    kinds: Mapping[str, type]
-    default: str
-    tag: str = "name"
-    update: Callable[[Mapping[str, Any]], dict[str, Any]] = dict
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """Of a value with a way of its own to be written: `read` gives the value, or raises ArgumentError; `what` describes it."""
-
-    read: Callable[[Any], Any]
-    what: str
 
 
 def build(kind: type[T], values: object, name: str = "") -> T:
@@ -126,9 +103,9 @@ def typed(hint: Any, value: Any, name: str, text: bool = False) -> Any:
             return _tuple(arguments, value, name, text)
         if hint is dict or origin is dict:
             return dict(_json_group(value) if text else _mapping(value))
-        return (_from_text if text else _as_is)[hint](value)
+        return (FROM_TEXT if text else AS_IS)[hint](value)
     except (ValueError, TypeError, OverflowError, StopIteration, RecursionError):
-        raise _refused(hint, value, name) from None
+        raise refused(hint, value, name) from None
 
 
 def _annotated(hint: Any, extra: Any, value: Any, name: str, text: bool) -> Any:
@@ -177,7 +154,7 @@ def _union(hint: Any, value: Any, name: str, text: bool) -> Any:
         except ArgumentError:
             if len(others) == 1 and (dataclasses.is_dataclass(kind) or get_origin(kind) is Annotated):
                 raise  # its message says more
-    raise _refused(hint, value, name)
+    raise refused(hint, value, name)
 
 
 def _group(kind: type, value: Any, name: str, text: bool) -> Any:
@@ -261,53 +238,6 @@ def _inner(hint: Any) -> Any:
     return hint
 
 
-def fields_of(kind: Any) -> dict[str, Any]:
-    """name → annotation of the fields that a dataclass is made from."""
-    return _fields(kind)
-
-
-@functools.cache
-def _fields(kind: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
-
-
-def describe(hint: Any) -> str:
-    """An annotation in words: "true or false", "an integer or none"."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        if isinstance(arguments[1], Spelling):
-            return arguments[1].what
-        return describe(arguments[0])
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(kind) for kind in arguments))
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    if origin is tuple:
-        item = _PLURALS.get(arguments[0], describe(arguments[0]))
-        return f"{item}, such as (1, 2)" if arguments[-1] is ... else f"{len(arguments)} {item}"
-    if dataclasses.is_dataclass(hint) or origin is dict or hint is dict:
-        return "a group of settings"
-    return _WORDS.get(hint, str(hint))
-
-
-_WORDS = {
-    bool: "true or false (bool)",
-    int: "an integer (int)",
-    float: "a number (float)",
-    str: "text (str)",
-    type(None): "none",
-}
-_PLURALS: dict[Any, str] = {bool: "truth values", int: "integers", float: "numbers", str: "words"}
-
-
-def _refused(hint: Any, value: object, name: str) -> ArgumentError:
-    shown = repr(value)
-    return ArgumentError(
-        f"{name} must be {describe(hint)}; got {shown if len(shown) < 80 else shown[:76] + '…'}"
-    )
-
-
 def _known(key: object, hints: Mapping[str, Any], name: str) -> str:
     if isinstance(key, str) and key in hints:
         return key
@@ -333,66 +263,3 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _json_group(text: str) -> Mapping[str, Any]:
     return _mapping(json.loads(text))
-
-
-def _finite_or_infinite(value: float) -> float:
-    if math.isnan(value):
-        raise ValueError
-    return value
-
-
-def _text_bool(text: str) -> bool:
-    if text.lower() not in BOOLEANS:
-        raise ValueError
-    return BOOLEANS[text.lower()]
-
-
-def _whole(value: float) -> int:
-    if not float(value).is_integer():
-        raise ValueError
-    return int(value)
-
-
-def _text_int(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        return _whole(float(text))
-
-
-def _plain_bool(value: object) -> bool:
-    if type(value).__name__ not in ("bool", "bool_"):  # NumPy's too
-        raise TypeError
-    return bool(value)
-
-
-def _plain_int(value: Any) -> int:
-    if type(value).__name__ in ("bool", "bool_"):
-        raise TypeError
-    return _whole(value) if isinstance(value, float) else operator.index(value)
-
-
-def _plain_float(value: Any) -> float:
-    if type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes)):
-        raise TypeError
-    return _finite_or_infinite(float(value))
-
-
-def _plain_str(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return str(value)
-
-
-_from_text: dict[Any, Callable[[str], Any]] = {
-    bool: _text_bool,
-    int: _text_int,
-    float: lambda text: _finite_or_infinite(float(text)),
-    str: str,
-}
-_as_is: dict[Any, Callable[[Any], Any]] = {
-    bool: _plain_bool,
-    int: _plain_int,
-    float: _plain_float,
-    str: _plain_str,
-}

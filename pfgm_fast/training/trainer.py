@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from pfgm_fast import data
 from pfgm_fast.charges import Charges
-from pfgm_fast.errors import ArgumentError, NonFiniteError
-from pfgm_fast.methods import METHODS, PFGM, Method
-from pfgm_fast.methods import from_dict as method_from_dict
+from pfgm_fast.errors import ArgumentError
+from pfgm_fast.methods import Method
+from pfgm_fast.methods.network import check_network
 from pfgm_fast.nn import DDPMpp
 from pfgm_fast.precision import single
 from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.checkpoint import Checkpoint
-from pfgm_fast.training.config import DataRecord, RunConfig, absolute, differences, image_shape
+from pfgm_fast.training.config import DataRecord, RunConfig, absolute
+from pfgm_fast.training.guards import (
+    fits,
+    method_for,
+    newest,
+    refuse_nonfinite,
+    same_data,
+    same_run,
+    with_own_network,
+)
 from pfgm_fast.training.lock import RunLock
-from pfgm_fast.training.log import MetricsLog, board
-from pfgm_fast.training.settings import fields_of as settings_of
+from pfgm_fast.training.log import MetricsLog
+from pfgm_fast.training.loggers import Logger, of_settings
 from pfgm_fast.training.stop import on_signals
 from pfgm_fast.training.watch import Watch, duration
 
@@ -43,8 +52,15 @@ class Trainer:
     start goes on from the last checkpoint and gives the same losses as a run that was never stopped. Nothing is written before the
     first update is done.
 
-    images: the data set, where it is already in memory. Raises: DataError, ArgumentError for a network that does not fit the images,
-    CheckpointError for a folder whose run had another config or other data.
+    images: the data set, where it is not to be read from `config.data` (which is then its name): an `ImageSet`, or any Dataset,
+        DataLoader, Hugging Face data set or iterable, read once by `data.from_dataset`.
+    net: any network in the place of the one that `config.network` describes, under the contract of `methods.network`: called as
+        net(x (B, C, H, W), condition (B,)[, labels (B,)]) it returns (v_x, v_z), v_x alone, or is a denoiser (`pf.Denoiser`). It is
+        trained in place; the first update holds it to the contract. Its run is read by `load_network(run, net=…)`.
+    loggers: get the figures and grids too (`training.loggers`), beside those of TrainConfig.
+
+    Raises: DataError, ArgumentError for a network that does not fit the images or breaks the contract, CheckpointError for a folder
+    whose run had another config, network or data.
     """
 
     def __init__(
@@ -52,31 +68,39 @@ class Trainer:
         config: RunConfig,
         folder: str | Path,
         device: torch.device | str = "cpu",
-        images: data.ImageSet | None = None,
+        images: data.ImageSet | Any = None,
+        *,
+        net: torch.nn.Module | None = None,
+        loggers: Sequence[Logger] = (),
     ) -> None:
         self.folder, self.device = Path(folder), torch.device(device)
         size: Any = config.size
         loaded = data.load(config.data, size) if images is None else images
-        _same_run(self.folder, config, looked_at=False)
-        _fits(config, loaded)
+        if not isinstance(loaded, data.ImageSet):
+            loaded = data.from_dataset(loaded, size=size, name=config.data)
+        if net is not None:
+            config = with_own_network(config, net, loaded)
+            check_network(net, loaded.labels if config.train.conditional else None)
+        same_run(self.folder, config, looked_at=False)
+        fits(config, loaded)
         train = config.train
         record = DataRecord.of(loaded)
-        _same_data(self.folder, record)
+        same_data(self.folder, record)
         self.images = loaded.with_flips() if train.flip else loaded
         self.charges: Charges = self.images.charges(labels=train.conditional).to(self.device)
         self.method: Method = method_for(config.method, self.charges)
         self.config = replace(
             config, method=self.method.to_dict(), dataset=record, data=absolute(config.data)
         )
-        _same_run(self.folder, self.config)
-        if train.tensorboard:
-            board()
+        same_run(self.folder, self.config)
+        self._loggers = [*of_settings(self.config, self.folder), *loggers]
 
         torch.manual_seed(train.seed)
         format_ = torch.channels_last if train.channels_last else torch.contiguous_format
-        with single():
-            net = DDPMpp(config.network)
-        self.net = net.to(self.device, memory_format=format_)  # type: ignore[call-overload]
+        if net is None:
+            with single():
+                net = DDPMpp(config.network)
+        self.net: torch.nn.Module = net.to(self.device, memory_format=format_)  # type: ignore[call-overload]
         self.averages = [AveragedModel(self.net, multi_avg_fn=_ema(rate)) for rate in train.ema]
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=train.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(train.seed + 1)
@@ -85,7 +109,7 @@ class Trainer:
         saved = checkpoints.latest(self.folder)
         if saved is not None:
             self._restore(saved)
-        self._seen_on_disk = _newest(self.folder)
+        self._seen_on_disk = newest(self.folder)
         self._network = torch.compile(self.net) if train.compile else self.net
         self._stop = False
 
@@ -112,7 +136,7 @@ class Trainer:
             ) as bar,
         ):
             self._refuse_if_overtaken()
-            log = MetricsLog(self.folder, self._step, self.config.train.tensorboard)
+            log = MetricsLog(self.folder, self._step, self._loggers)
             try:
                 self._loop(until, log, bar, lock)
             finally:
@@ -170,20 +194,20 @@ class Trainer:
 
     def _refuse_if_overtaken(self) -> None:
         """Raises: CheckpointError where the folder went on since this trainer read it."""
-        newest = _newest(self.folder)
-        if newest is not None and newest > max(self._step, self._seen_on_disk or 0):
+        last = newest(self.folder)
+        if last is not None and last > max(self._step, self._seen_on_disk or 0):
             raise checkpoints.CheckpointError(
-                f"{self.folder} was trained on to step {newest} by another process meanwhile: start again to go on from there"
+                f"{self.folder} was trained on to step {last} by another process meanwhile: start again to go on from there"
             )
 
-    def ema_network(self, which: int = 0) -> DDPMpp:
+    def ema_network(self, which: int = 0) -> torch.nn.Module:
         """The averaged network, in evaluation mode."""
-        return self.averages[which].module.eval()  # type: ignore[return-value]
+        return self.averages[which].module.eval()
 
     def save(self) -> Path:
         """Checkpoint now. Raises: CheckpointError where the disk is full, NonFiniteError where weights are not finite; earlier
         checkpoints stay."""
-        _refuse_nonfinite(self.net, *self.averages, step=self._step, folder=self.folder)
+        refuse_nonfinite(self.net, *self.averages, step=self._step, folder=self.folder)
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, average in enumerate(self.averages):
             tensors |= {f"ema.{i}.{k}": v for k, v in average.module.state_dict().items()}
@@ -327,74 +351,3 @@ def _ema(rate: float) -> Callable[..., None]:
         torch._foreach_lerp_(averages, weights, 1 - min(rate, (1 + done) / (10 + done)))
 
     return average
-
-
-def _fits(config: RunConfig, images: data.ImageSet) -> None:
-    network = config.network
-    if images.shape != image_shape(network):
-        raise ArgumentError(
-            f"the network is for images of {'×'.join(map(str, image_shape(network)))}, "
-            f"{images.name} has {'×'.join(map(str, images.shape))} (channels×height×width): "
-            "give --size, other data, or leave the preset out for a network that fits"
-        )
-    if config.train.conditional and network.classes < 1:
-        raise ArgumentError("conditional training needs a network with classes (UNetConfig.classes)")
-    if config.train.conditional and images.labels is not None and int(images.labels.max()) >= network.classes:
-        raise ArgumentError(
-            f"the network has {network.classes} classes, {images.name} a label {int(images.labels.max())}"
-        )
-
-
-def method_for(settings: dict[str, Any] | None, charges: Charges) -> Method:
-    """The method of a run's settings: what they do not give follows from the data by its rules (`from_data`), where it has any."""
-    given = {"name": PFGM.name} if settings is None else dict(settings)
-    kind = METHODS.get(given.get("name", ""))
-    rules = getattr(kind, "from_data", None)
-    if kind is None or rules is None or given.keys() >= settings_of(kind).keys():
-        return method_from_dict(given)
-    return rules(charges, **{k: v for k, v in given.items() if k != "name"})
-
-
-def _newest(folder: Path) -> int | None:
-    paths = checkpoints.available(folder)
-    return checkpoints.step_of(paths[-1]) if paths else None
-
-
-def _same_data(folder: Path, record: DataRecord) -> None:
-    """Raises: CheckpointError where a folder's run was trained on other data."""
-    if not checkpoints.available(folder):
-        return
-    before = RunConfig.load(folder).dataset
-    if before is not None and before.digest != record.digest:
-        raise checkpoints.CheckpointError(
-            f"{folder} was trained on other data: on {before.description}; given was {record.description}. "
-            "Give the run's own data by --data (wherever they lie now), or choose another folder"
-        )
-
-
-def _same_run(folder: Path, config: RunConfig, looked_at: bool = True) -> None:
-    """A folder's checkpoint belongs to its config; only how long to go on and what to report may change. looked_at: the data have been,
-    which fill in the method; before that the rest is compared, so that a difference is said as such and not as what follows from it."""
-    if not checkpoints.available(folder):
-        return
-    before = RunConfig.load(folder)
-    if not looked_at:
-        config = replace(config, method=before.method, dataset=before.dataset, data=before.data)
-    if before.method is not None:  # of an earlier version: what it did not know has today's default
-        before = replace(before, method=method_from_dict(before.method).to_dict())
-    found = differences(before, config)
-    if found:
-        raise checkpoints.CheckpointError(
-            f"{folder} holds a run with {'; with '.join(found)}: resume with its own settings, or choose another folder"
-        )
-
-
-@torch.no_grad()
-def _refuse_nonfinite(*modules: torch.nn.Module, step: int, folder: Path) -> None:
-    """Raises: NonFiniteError where a weight is not finite; one look of the host."""
-    norms = [n for module in modules for n in torch._foreach_norm(list(module.parameters()))]
-    if not bool(torch.stack([n.float() for n in norms]).isfinite().all()):
-        raise NonFiniteError(
-            f"step {step}: weights are not finite, no checkpoint is written; those in {folder} stay. "
-            "Begin another run with a smaller train.lr"
-        )
