@@ -4,6 +4,7 @@ from pfgm_fast import _command  # noqa: F401, I001 - first: what follows takes s
 from pfgm_fast import plots
 from pfgm_fast._version import __version__
 from pfgm_fast.charges import Charges
+from pfgm_fast.charges_distributed import DistributedCharges
 from pfgm_fast.errors import (
     ArgumentError,
     BackendError,
@@ -46,6 +47,7 @@ __all__ = [
     "DataError",
     "Denoiser",
     "DerivativeError",
+    "DistributedCharges",
     "IdealDenoiser",
     "PFGMpp",
     "PfgmError",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from pfgm_fast import checks
 from pfgm_fast.backends.reference import decode
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.ops.schema import Query
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from pfgm_fast.charges_distributed import DistributedCharges
 
 _HALF = (torch.bfloat16, torch.float16)
 _BLOCK_ELEMENTS = 1 << 22
@@ -81,6 +87,24 @@ class Charges:
 
         return FileCharges(path, **reading)
 
+    def shard(
+        self,
+        group: ProcessGroup | DeviceMesh | None = None,
+        *,
+        queries: Literal["replicated", "sharded"] = "replicated",
+        division: Literal["contiguous", "interleaved"] = "contiguous",
+    ) -> DistributedCharges:
+        """These charges, which every rank of a group has, spread over the ranks: each keeps its part, and results are merged exactly.
+
+        A collective, as every call of the result is (`charges_distributed.DistributedCharges` says what is sent). group: None is the
+        default group of torch.distributed. division: M/R charges in a row each, the first ranks one more, or every R-th. Of a file each
+        rank reads its own part, "contiguous". Ranks without charges, where M < R, take part like the others.
+        Raises: ArgumentError.
+        """
+        from pfgm_fast.charges_distributed import shard
+
+        return shard(self, group, queries, division)
+
     def _log_weights(self, weights: Tensor) -> Tensor:
         weights = checks.tensor("weights", weights, (*checks.REAL, *_HALF))
         weights = checks.constant("weights", weights)
@@ -126,6 +150,11 @@ class Charges:
         """Values of raw rows, as the kernels see them."""
         return decode(raw, self.divisor, self.offset, dtype)
 
+    resident = True
+    """The charges are in memory: a call over some of the queries costs only its share."""
+    collective = False
+    """A call takes part in calls of other processes, which wait for it, even where it has no queries."""
+
     @property
     def operators(self) -> Any:
         """The field operators over these charges, by their names; each takes a `Query` that `query` made."""
@@ -170,7 +199,11 @@ class Charges:
 
     def values(self, index: Tensor | slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:
         """Values of the charges at index: (K, *shape), float; by default in `value_dtype`."""
-        return self._values(self.data[index], dtype or self.value_dtype)
+        return self._values(self.stored(index), dtype or self.value_dtype)
+
+    def stored(self, index: Tensor | slice) -> Tensor:
+        """The charges at index as they are kept: (K, *shape) in `dtype`, on `device`."""
+        return self.data[index]
 
     def to(self, device: torch.device | str) -> Charges:
         """The same charges on another device; nothing is prepared again. Returns self where nothing moves."""
@@ -200,14 +233,31 @@ class Charges:
             rows = (self.labels == label).nonzero().flatten()
             if len(rows) == 0:
                 raise ArgumentError(f"no charge has the label {label}")
-            part = object.__new__(Charges)
-            part.__dict__.update(self.__dict__)
-            part.data, part.labels, part._by_label = self.data[rows], None, {}
-            part.flat = checks.flat(part.data)
-            part.log_weights = None if self.log_weights is None else self.log_weights[rows]
-            part.sq_norms = self.sq_norms[rows]  # around this object's centre, which the part keeps
+            part = self.rows(rows)
+            part.labels = None
             self._by_label[label] = part, rows
         return self._by_label[label]
+
+    @property
+    def classes(self) -> list[int]:
+        """The labels that occur, ascending; none where the charges have no labels."""
+        return [] if self.labels is None else self.labels.unique().tolist()
+
+    def classes_among(self, labels: Tensor) -> list[int]:
+        """The classes for which queries with labels (B,) ask."""
+        return labels.unique().tolist()
+
+    def rows(self, index: Tensor) -> Charges:
+        """Some of these charges, by their indices (K,), K ≥ 1; nothing is prepared again."""
+        index = index.to(self.device)
+        part = object.__new__(Charges)
+        part.__dict__.update(self.__dict__)
+        part.data, part._by_label = self.data[index], {}
+        part.flat = checks.flat(part.data)
+        part.labels = None if self.labels is None else self.labels[index]
+        part.log_weights = None if self.log_weights is None else self.log_weights[index]
+        part.sq_norms = self.sq_norms[index]  # around this object's centre, which the part keeps
+        return part
 
     def reweighted(self, weights: Tensor) -> Charges:
         """The same charges with other weights (M,), > 0; nothing else is prepared again."""

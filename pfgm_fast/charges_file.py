@@ -106,6 +106,8 @@ class FileCharges(Charges):
         """Where the blocks are sent and the queries must be."""
         return self.center.device
 
+    resident = False
+
     @property
     def operators(self) -> Any:
         return MergedOperators(self._over_blocks)
@@ -170,11 +172,11 @@ class FileCharges(Charges):
             view = view[got:]
         return block
 
-    def values(self, index: Tensor | slice = slice(None), dtype: torch.dtype | None = None) -> Tensor:
-        """Values of the charges at index, through the mapped file: in memory, so ask for few at a time."""
+    def stored(self, index: Tensor | slice) -> Tensor:
+        """Rows through the mapped file: in memory, so ask for few at a time."""
         rows = index if self._selection is None else self._selection[index]
         rows = rows.cpu() if isinstance(rows, Tensor) else rows
-        return self._values(self._mapped[rows].to(self.device), dtype or self.value_dtype)
+        return self._mapped[rows].to(self.device)
 
     def to(self, device: torch.device | str) -> Charges:
         """The same file, its blocks sent to another device."""
@@ -202,20 +204,6 @@ class FileCharges(Charges):
         other.log_weights = None if self.log_weights is None else self.log_weights[index]
         other.labels = None if self.labels is None else self.labels[index]
         return other
-
-    def of_label(self, label: int) -> tuple[Charges, Tensor]:
-        if self.labels is not None and label not in self._by_label:
-            index = (self.labels == label).nonzero().flatten()
-            if len(index):
-                part = self.rows(index)
-                part.labels = None
-                self._by_label[label] = part, index
-        return super().of_label(label) if self.labels is None else self._of_known(label)
-
-    def _of_known(self, label: int) -> tuple[Charges, Tensor]:
-        if label not in self._by_label:
-            raise ArgumentError(f"no charge has the label {label}")
-        return self._by_label[label]
 
     def _statistics(self, progress: bool, cache: bool) -> tuple[Tensor, Tensor]:
         kept, digest = self.path.with_name(self.path.name + ".stats.safetensors"), self.digest()

@@ -54,11 +54,11 @@ def _over_classes(
     labels = checks.constant("labels", checks.index("labels", labels, x))
     flat, radius = query.x, query.r
     outputs: list[Tensor] = []
-    for label in labels.unique().tolist():
+    for label in charges.classes_among(labels):
         rows = (labels == label).nonzero().flatten()
         part, _ = charges.of_label(label)
         # the class's rows have the shape that the charges' own check has already seen
-        part_query = _query(flat[rows].reshape(-1, *charges.shape), radius[rows], part, aug_dim)
+        part_query = _query(flat[rows].reshape(len(rows), *charges.shape), radius[rows], part, aug_dim)
         results = operator(part.operators, part_query)
         if not outputs:
             outputs = [result.new_empty((len(flat), *result.shape[1:])) for result in results]

@@ -44,7 +44,7 @@ class IdealDenoiser(nn.Module):
         shape = self.charges.shape
         self.img_channels = shape[0] if len(shape) == 3 else None
         self.img_resolution = shape[-1] if len(shape) == 3 else None
-        self.label_dim = 0 if self.charges.labels is None else int(self.charges.labels.max()) + 1
+        self.label_dim = max(self.charges.classes, default=-1) + 1
         # Follows the module from device to device; the charges follow it.
         self._where: Tensor
         self.register_buffer("_where", torch.empty(0, device=self.charges.device), persistent=False)
@@ -75,7 +75,7 @@ class IdealDenoiser(nn.Module):
         classes, free = self._classes(labels, wide)
         out = torch.empty_like(wide)
         for rows, of in ((free, None), (~free, classes)):
-            if bool(rows.any()):
+            if self.charges.collective or bool(rows.any()):
                 part = None if of is None else of[rows]
                 out = out.index_put(
                     (rows,), posterior_mean(wide[rows], radius[rows], self.charges, self.aug_dim, labels=part)

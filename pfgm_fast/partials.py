@@ -9,6 +9,7 @@ float64, in the parts' order: the result depends on the division by rounding alo
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from pfgm_fast.errors import DerivativeError
 from pfgm_fast.ops.schema import Query
 
 
-def evaluate(op: str, query: Query) -> tuple[Tensor, ...]:
-    """An operator's outputs, the last of them lse (B,) float64."""
-    outputs = getattr(torch.ops.pfgm_fast, op)(*query)
+def evaluate(op: str, query: Query, operators: Any = None) -> tuple[Tensor, ...]:
+    """An operator's outputs, the last of them lse (B,) float64. operators: `Charges.operators`; None: of charges in memory."""
+    outputs = getattr(operators or torch.ops.pfgm_fast, op)(*query)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -72,7 +73,7 @@ class MergedOperators:
         wanted = torch.is_grad_enabled() and (query.x.requires_grad or query.r.requires_grad)
         if wanted or has_tangent(query.x) or has_tangent(query.r):
             raise DerivativeError(
-                "charges in a file give no derivatives by x or r: call under torch.no_grad(), "
+                "charges in a file or on several ranks give no derivatives by x or r: call under torch.no_grad(), "
                 "or use pf.score and pf.field_divergence, which are exact"
             )
         with torch.no_grad():

@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "_version", "seeds", "special", "precision", "timing", "files", "extras", "ops.schema"),
     ("backends", "checks"),
     ("ops",),
-    ("partials", "charges", "charges_file", "data", "field", "steps"),
+    ("partials", "ranks", "charges", "charges_file", "charges_distributed", "data", "field", "steps"),
     ("flows", "methods", "solvers", "nn", "metrics", "plots", "peers", "ideal"),
     ("sampling", "sampling_graph", "likelihood", "latents", "training", "presets", "compat", "selftest"),
     ("compare", "studies"),
