@@ -37,6 +37,7 @@ def euler_graph(
         labels=labels,
         gamma=method.gamma,
         z_exp=method.z_exp,
+        radius=method.radius(x[0].numel()),
         autocast=torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         most_steps=steps,
     )
@@ -52,7 +53,7 @@ class EulerGraph:
         net: net(x (B, *shape), z (B,)[, labels]) → v_x, v_z; in evaluation mode, its parameters where they stay. Parameters that
             change in place (an optimizer's step, `load_state_dict`) are seen by the next replay.
         shape: (B, *shape). labels: (B,) classes, or None.
-        gamma, z_exp: constants of the flow. autocast: bfloat16 or float16 for the network, or None.
+        gamma, z_exp: constants of the flow. radius: of the data, or None (`steps`). autocast: bfloat16 or float16 for the network, or None.
         most_steps: the longest grid less one.
 
     `reason` is None where a graph was captured, else why not (a CPU, or what the capture said): then the same steps run one
@@ -68,10 +69,12 @@ class EulerGraph:
         labels: Tensor | None = None,
         gamma: float = 5.0,
         z_exp: float = 5.0,
+        radius: float | None = None,
         autocast: torch.dtype | None = None,
         most_steps: int = 1000,
     ) -> None:
         self.net, self.labels, self.constants, self.autocast = net, labels, (gamma, z_exp), autocast
+        self.radius = radius
         self.device = torch.device(device)
         self.x = torch.zeros(shape, device=self.device)
         self.grid = torch.ones(most_steps + 1, device=self.device)
@@ -110,7 +113,8 @@ class EulerGraph:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             vx, vz = call_network(self.net, self.x, rows, self.labels)
             vz = implied_vz(vx, rows, self.constants[0]) if vz is None else vz
-        steps.euler_step(self.x, vx, vz, z.view(()), z_next.view(()), *self.constants, out=self.x)
+        ends = z.view(()), z_next.view(())
+        steps.euler_step(self.x, vx, vz, *ends, *self.constants, out=self.x, radius=self.radius)
         self.index += 1
 
     @torch.no_grad()

@@ -3,6 +3,12 @@
 x and the network's output share the shape (B, *shape); z and z' are numbers, () or (B,) tensors, z > 0 above z' ≥ 0 when
 sampling. v_x and v_z may be bfloat16 or float16 (a network under autocast); they are read in x's dtype. Wrong shapes, dtypes,
 devices or values raise ArgumentError.
+
+radius: R > 0, where the charges are known to lie within ‖y‖ ≤ R. The mean of the charges that the network's field implies, m = x − E
+with E = z v_x/v_z, is then held to that ball, where charges have it whatever the network says. v says it badly: ‖E_x‖ = γn/(1 − n) of
+n = ‖v_x‖/√N makes 37% of an error of 0.6% where n = 0.98, and steps of 1e6 of n ≥ 1. Where m is outside, the amplitude of E moves to
+the end of the chord that its line cuts out of the ball; if the line misses the ball, m moves to the nearest point of the sphere
+(`backends.reference.bounded`). A field with m inside, as the true one, is not touched; with z' = 0 the result is in the ball.
 """
 
 from __future__ import annotations
@@ -44,21 +50,34 @@ def drift(
     z: Tensor | float,  # (B,)
     gamma: float = 5.0,
     z_exp: float = 5.0,
+    x: Tensor | None = None,  # (B, *shape)
+    radius: float | None = None,
 ) -> Tensor:
     """dx/dz = v_x/v_z (B, *shape), with v_z replaced below z_exp by what ‖v_x‖ implies.
 
     PFGM (arXiv 2209.11178) eq. 6 and appendix B.2.3: n = ‖v_x‖/√N, ‖E‖ = √((γn/(1 − n))² + z²), v_z = −√N z/(‖E‖ + γ). n ≥ 1,
     which a network can give and no field has, is held just below 1: never NaN. γ > 0; z_exp ≥ 0, 0 turns it off.
+    radius, which needs x, holds the field to the data as the module says; the result is then in x's dtype.
     """
     vx = checks.batch("vx", vx, checks.NETWORK)
+    constants = _constants(gamma, z_exp)
+    if radius is not None:
+        x = checks.batch("x, which a radius needs,", x)
+        flat, vz = _network(x, vx, vz)
+        z = _row_z("z", z, x, positive=True)
+        return _ops.drift(flat, vz, z, *constants, checks.flat(x), _radius(radius)).view(vx.shape)
     like = vx if vx.dtype in checks.REAL else vx.new_empty((vx.shape[0], 1), dtype=torch.float32)
     z = _row_z("z", z, like, positive=True)
     flat, vz = _network(vx, vx, vz)
-    return _ops.drift(flat, vz, z, *_constants(gamma, z_exp)).view(vx.shape)
+    return _ops.drift(flat, vz, z, *constants).view(vx.shape)
 
 
 def _constants(gamma: float, z_exp: float) -> tuple[float, float]:
     return checks.positive("gamma", gamma), checks.nonnegative("z_exp", z_exp)
+
+
+def _radius(radius: float | None) -> float | None:
+    return None if radius is None else checks.positive("radius", radius)
 
 
 def euler_step(
@@ -70,9 +89,11 @@ def euler_step(
     gamma: float = 5.0,
     z_exp: float = 5.0,
     out: Tensor | None = None,  # (B, *shape)
+    radius: float | None = None,
 ) -> Tensor:
     """x + (z' − z) v_x/v_z (B, *shape): Euler's method on the backward ODE, v_z substituted below z_exp as in `drift`.
 
+    radius: holds the field to the data as the module says.
     out: where the result goes, contiguous, of x's shape and dtype; it may be x or vx itself, but not overlap them otherwise.
         As with torch.add(out=), it takes no part in autograd: a tensor that wants a gradient raises DerivativeError.
     """
@@ -80,7 +101,7 @@ def euler_step(
     flat_vx, vz = _network(x, vx, vz)
     z = _row_z("z", z, x, positive=True)
     z_next = _row_z("z_next", z_next, x, positive=False)
-    constants = _constants(gamma, z_exp)
+    constants = *_constants(gamma, z_exp), _radius(radius)
     if out is None:
         return _ops.euler_step(checks.flat(x), flat_vx, vz, z, z_next, *constants).view(x.shape)
     checks.tensor("out", out, (x.dtype,))
@@ -102,16 +123,18 @@ def heun_step(
     z_next: Tensor | float,  # (B,)
     gamma: float = 5.0,
     z_exp: float = 5.0,
+    radius: float | None = None,
 ) -> Tensor:
     """x + (z' − z)/2 (dx/dz at (x, z) + dx/dz at (x', z')) (B, *shape), z' > 0: the correction of Heun's method.
 
-    v at (x', z') is the network at the Euler prediction x' (PFGM, arXiv 2209.11178, appendix B.4: improved Euler).
+    v at (x', z') is the network at the Euler prediction x' (PFGM, arXiv 2209.11178, appendix B.4: improved Euler). radius: holds
+    the field to the data as the module says, at (x', z') too; x' is then that of `euler_step` with the same radius.
     """
     x = checks.batch("x", x)
     flat_vx, vz = _network(x, vx, vz)
     flat_next, vz_next = _network(x, vx_next, vz_next, "_next")
     z = _row_z("z", z, x, positive=True)
     z_next = _row_z("z_next", z_next, x, positive=True)
-    constants = _constants(gamma, z_exp)
+    constants = *_constants(gamma, z_exp), _radius(radius)
     stepped = _ops.heun_step(checks.flat(x), flat_vx, vz, flat_next, vz_next, z, z_next, *constants)
     return stepped.view(x.shape)

@@ -1,5 +1,5 @@
-// euler_step(x, vx, vz, z, z_next, gamma, z_exp): x + (z' − z) v_x/v_z, and euler_step.out, where out may be
-// x.
+// euler_step(x, vx, vz, z, z_next, gamma, z_exp, radius): x + (z' − z) v_x/v_z, and euler_step.out,
+// where out may be x.
 #include "steps.h"
 
 namespace pfgm {
@@ -7,41 +7,46 @@ namespace {
 
 template <class T>
 void run(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
-         double gamma, double z_exp, const Tensor& out) {
+         double gamma, double z_exp, double radius, const Tensor& out) {
   const int64_t dim = x.sizes()[1];
-  const T* from = static_cast<const T*>(x.const_data_ptr());
+  const T* all = static_cast<const T*>(x.const_data_ptr());
   T* to = static_cast<T*>(out.mutable_data_ptr());
   const PerRow vz_at(vz), z_at(z), next_at(z_next);
   over_rows(x.sizes()[0], dim, [&](int64_t begin, int64_t end) {
     Rows<T> rows(vx);
     for (int64_t row = begin; row < end; ++row) {
-      const T* v = rows(row);
-      const double t = z_at(row), h = next_at(row) - t;
-      const T factor = static_cast<T>(h * inverse_vz(v, dim, vz_at(row), t, gamma, z_exp, from + row * dim));
-      combine(from + row * dim, v, factor, to + row * dim, dim);
+      const T *v = rows(row), *from = all + row * dim;
+      const double t = z_at(row);
+      StepSums<double> sums{};
+      if (radius > 0) sums_with(from, v, dim, sums);
+      else if (t < z_exp) sums.vv = square_sum(v, dim, from);
+      const double scale = inverse_vz<T>(sums.vv, dim, vz_at(row), t, gamma, z_exp);
+      move(from, euler_factors(sums, scale, t, next_at(row) - t, radius), v, static_cast<const T*>(nullptr),
+           to + row * dim, dim);
     }
   });
 }
 
 void into(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
-          double gamma, double z_exp, const Tensor& out) {
+          double gamma, double z_exp, std::optional<double> radius, const Tensor& out) {
   require_step(x, vx, vz);
   require(out.is_contiguous() && same_shape(out, x) && out.scalar_type() == x.scalar_type(),
           "out must be like x");
   const auto function = x.scalar_type() == ScalarType::Double ? run<double> : run<float>;
-  function(x, vx, vz, z, z_next, gamma, z_exp, out);
+  function(x, vx, vz, z, z_next, gamma, z_exp, ball_radius(radius), out);
 }
 
 Tensor euler_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z, const Tensor& z_next,
-                  double gamma, double z_exp) {
+                  double gamma, double z_exp, std::optional<double> radius) {
   Tensor out = new_like(x);
-  into(x, vx, vz, z, z_next, gamma, z_exp, out);
+  into(x, vx, vz, z, z_next, gamma, z_exp, radius, out);
   return out;
 }
 
 void euler_step_out(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& z,
-                    const Tensor& z_next, double gamma, double z_exp, const Tensor& out) {
-  into(x, vx, vz, z, z_next, gamma, z_exp, out);
+                    const Tensor& z_next, double gamma, double z_exp, std::optional<double> radius,
+                    const Tensor& out) {
+  into(x, vx, vz, z, z_next, gamma, z_exp, radius, out);
 }
 
 }  // namespace

@@ -17,7 +17,7 @@ void run(const Tensor& field, const Tensor& r, double gamma, const Tensor& vx, c
       const double z = radius[row];
       const double factor = -std::sqrt(static_cast<double>(dim)) /
                             (std::sqrt(square_sum(from + row * dim, dim) + z * z) + gamma);
-      combine(static_cast<const T*>(nullptr), from + row * dim, static_cast<T>(factor), to + row * dim, dim);
+      scaled(from + row * dim, static_cast<T>(factor), to + row * dim, dim);
       last[row] = static_cast<T>(factor * z);
     }
   });

@@ -1,6 +1,6 @@
-// The sampler's steps, a row at a time: one pass for ‖v_x‖ (only where it is needed), one for the update.
-// Rows run in parallel. Cost: v is read once or twice (the second time from cache), x once, the result
-// written once.
+// The sampler's steps, a row at a time: one pass for ‖v_x‖ and what the ball of the charges asks for (only
+// where it is needed), one for the update. Rows run in parallel. Cost: v is read once or twice (the second
+// time from cache), x once, the result written once.
 #pragma once
 
 #include <cmath>
@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "../common/ball.h"
 #include "tensors.h"
 
 namespace pfgm {
@@ -93,26 +94,39 @@ class __attribute__((visibility("hidden"))) Rows {
 /// Σ v². next: as many elements that are read soon after, or null.
 double square_sum(const float* v, int64_t count, const float* next = nullptr);
 double square_sum(const double* v, int64_t count, const double* next = nullptr);
-/// out = x + b v; x may be null (out = b v), and out may be x.
-void combine(const float* x, const float* v, float b, float* out, int64_t count);
-void combine(const double* x, const double* v, double b, double* out, int64_t count);
-/// out = x + b v + c w.
-void combine(const float* x, const float* v, float b, const float* w, float c, float* out, int64_t count);
-void combine(const double* x, const double* v, double b, const double* w, double c, double* out,
+/// vv, xx and xv of a row.
+void sums_with(const float* x, const float* v, int64_t count, StepSums<double>& sums);
+void sums_with(const double* x, const double* v, int64_t count, StepSums<double>& sums);
+/// ww, xw and vw.
+void sums_with(const float* x, const float* v, const float* w, int64_t count, StepSums<double>& sums);
+void sums_with(const double* x, const double* v, const double* w, int64_t count, StepSums<double>& sums);
+/// out = b v.
+void scaled(const float* v, float b, float* out, int64_t count);
+void scaled(const double* v, double b, double* out, int64_t count);
+/// out = a x + b v + c w; w may be null. out may be x.
+void combine(float a, const float* x, float b, const float* v, float c, const float* w, float* out,
+             int64_t count);
+void combine(double a, const double* x, double b, const double* v, double c, const double* w, double* out,
              int64_t count);
 
 /// 1/v_z with v_z as it is above z_exp, and as ‖v_x‖ implies below (PFGM appendix B.2.3). n ≥ 1 is held below
-/// 1: never NaN for it. x: the row that is read next, or null.
+/// 1: never NaN for it.
 template <class T>
-double inverse_vz(const T* v, int64_t dim, double vz, double z, double gamma, double z_exp,
-                  const T* x = nullptr) {
+double inverse_vz(double squares, int64_t dim, double vz, double z, double gamma, double z_exp) {
   if (!(z < z_exp)) return 1 / vz;
   const double root = std::sqrt(static_cast<double>(dim));
-  double n = std::sqrt(square_sum(v, dim, x)) / root;
+  double n = std::sqrt(squares) / root;
   const double most = 1.0 - static_cast<double>(std::numeric_limits<T>::epsilon());
   if (n > most) n = most;
   const double along = gamma * n / (1 - n);
   return -(std::sqrt(along * along + z * z) + gamma) / (root * z);
+}
+
+/// The step's x + factors, into out.
+template <class T>
+void move(const T* x, const Factors<double>& by, const T* v, const T* w, T* out, int64_t dim) {
+  combine(static_cast<T>(1 + by.base), x, static_cast<T>(by.first), v, static_cast<T>(by.second), w, out,
+          dim);
 }
 
 template <class Body>

@@ -190,12 +190,21 @@ def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Ten
     return field * factor[:, None], r * factor
 
 
-def drift(vx: Tensor, vz: Tensor, z: Tensor, gamma: float, z_exp: float) -> Tensor:
+def drift(
+    vx: Tensor,
+    vz: Tensor,
+    z: Tensor,
+    gamma: float,
+    z_exp: float,
+    x: Tensor | None = None,
+    radius: float | None = None,
+) -> Tensor:
     """dx/dz = v_x/v_z (PFGM eq. 6), v_z replaced below z_exp by what ‖v_x‖ implies (PFGM appendix B.2.3).
 
     n = ‖v_x‖/√N is the share of the field along x; ‖E_x‖ = γ n/(1 − n) inverts the normalisation, so
     ‖E‖ = √((γn/(1 − n))² + z²) and v_z = −√N z/(‖E‖ + γ). A network may give n ≥ 1, which no finite field has:
     n is held below 1 by the dtype's resolution, so ‖E‖ is large, v_z small, and nothing is NaN.
+    Where a radius is given, the field z v_x/v_z at x is `bounded`.
     """
     vx, vz = vx.to(z.dtype), vz.to(z.dtype)
     rows, dim = vx.shape
@@ -203,21 +212,55 @@ def drift(vx: Tensor, vz: Tensor, z: Tensor, gamma: float, z_exp: float) -> Tens
     n = (vx.norm(dim=1) / math.sqrt(dim)).clamp(max=1 - torch.finfo(z.dtype).eps)
     length = ((gamma * n / (1 - n)).square() + z * z).sqrt()
     substitute = -math.sqrt(dim) * z / (length + gamma)
-    return vx / torch.where(z < z_exp, substitute, vz)[:, None]
+    divisor = torch.where(z < z_exp, substitute, vz)
+    if x is None or radius is None:
+        return vx / divisor[:, None]
+    return bounded(x.to(z.dtype), vx, z / divisor, radius) / z[:, None]
+
+
+SLACK = 2.0**-10
+"""`bounded` tests ‖m‖ against R (1 + SLACK): what rounding does to the sums of a row never moves a field whose m is inside."""
+
+
+def bounded(x: Tensor, vx: Tensor, scale: Tensor, radius: float) -> Tensor:
+    """E (B, N), the field scale · v_x at x, such that the mean of the charges m = x − E lies in their ball
+    ‖m‖ ≤ R: untouched where it does.
+
+    Else first its amplitude moves to the end of the line's chord through the ball (where the line misses the ball, to its nearest
+    point), which is all that an error of n needs; then m moves to the sphere, which changes the direction, where it still is outside.
+    """
+    tiny, radius = torch.finfo(x.dtype).tiny, radius * (1 + SLACK)
+    length = vx.norm(dim=1).clamp(min=tiny)
+    along = (x * vx).sum(1) / length  # of x, on the line x − t v_x/‖v_x‖: the t nearest to 0
+    miss = (x.square().sum(1) - along.square()).clamp(min=0)  # the square of the line's distance from it
+    offset = scale * length - along
+    inside = ~(miss + offset.square() > radius**2)  # NaN stays as it is
+    reach = (radius**2 - miss).clamp(min=tiny).sqrt()
+    offset = offset.maximum(-reach).minimum(reach)
+    shrink = radius / (miss + offset.square()).clamp(min=radius**2).sqrt()
+    field = (shrink * (along + offset) / length)[:, None] * vx + (1 - shrink)[:, None] * x
+    return torch.where(inside[:, None], scale[:, None] * vx, field)
 
 
 def euler_step(
-    x: Tensor, vx: Tensor, vz: Tensor, z: Tensor, z_next: Tensor, gamma: float, z_exp: float
+    x: Tensor,
+    vx: Tensor,
+    vz: Tensor,
+    z: Tensor,
+    z_next: Tensor,
+    gamma: float,
+    z_exp: float,
+    radius: float | None = None,
 ) -> Tensor:
     """x + (z' − z) dx/dz."""
     h = (z_next - z).to(x.dtype).expand(x.shape[0])
-    return x + h[:, None] * drift(vx, vz, z.to(x.dtype), gamma, z_exp)
+    return x + h[:, None] * drift(vx, vz, z.to(x.dtype), gamma, z_exp, x, radius)
 
 
 @torch.no_grad()
-def euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, out):
+def euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, radius=None, *, out):
     """`euler_step` into out, which may be x."""
-    out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp))
+    out.copy_(euler_step(x, vx, vz, z, z_next, gamma, z_exp, radius))
 
 
 def heun_step(
@@ -230,9 +273,12 @@ def heun_step(
     z_next: Tensor,
     gamma: float,
     z_exp: float,
+    radius: float | None = None,
 ) -> Tensor:
-    """x + (z' − z)/2 · (dx/dz at z + dx/dz at z'), the correction of Heun's method (the paper's improved Euler)."""
-    h = (0.5 * (z_next - z)).to(x.dtype).expand(x.shape[0])
-    first = drift(vx, vz, z.to(x.dtype), gamma, z_exp)
-    second = drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp)
-    return x + h[:, None] * (first + second)
+    """x + (z' − z)/2 · (dx/dz at z + dx/dz at z'), the correction of Heun's method (the paper's improved Euler); the field at z' is
+    that at the Euler prediction."""
+    h = (0.5 * (z_next - z)).to(x.dtype).expand(x.shape[0])[:, None]
+    first = drift(vx, vz, z.to(x.dtype), gamma, z_exp, x, radius)
+    predicted = x + 2 * h * first
+    second = drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp, predicted, radius)
+    return x + h * (first + second)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class PFGM(Hyperparameters):
     near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off. loss_reduction: see `Hyperparameters`.
     Sampling ends on z = z_min, where the true field leaves about z_min rms an element (the median; the tail of the prior up to ten
     times that); with `denoise` it ends on the data.
+    data_radius: R, where the data are known to lie within ‖y‖ ≤ R (`from_data` and the trainer take it from the charges), or "box", √N,
+    which holds for data in [−1, 1]. A network's field is then held to what such charges can have (`steps`), which does nothing to a good
+    network and rescues a weak one, or few steps (docs/pfgm_amplitude.md has the figures). None: it is taken as the network says it.
     """
 
     name: ClassVar[str] = "pfgm"
@@ -48,12 +51,15 @@ class PFGM(Hyperparameters):
     upper_norm: float = 3000.0
     z_exp: float = 5.0
     near: float = 0.005
+    data_radius: float | Literal["box"] | None = None
     loss_reduction: str = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sigma", "tau", "m_exp", "gamma", "z_max", "z_min", "upper_norm"):
             checks.positive(name, getattr(self, name))
+        if self.data_radius not in (None, "box"):
+            checks.positive("data_radius", self.data_radius)
         for name in ("z_exp", "near"):
             checks.nonnegative(name, getattr(self, name))
         if self.z_min >= self.z_max:
@@ -64,17 +70,20 @@ class PFGM(Hyperparameters):
         """The paper's rules for other data (arXiv 2209.11178, appendix B.1.1 and B.2.1), with ‖y‖² the mean over the charges:
 
         M_exp = ⌊¾ ln(‖y‖²/(2√N σ²))/ln(1 + τ)⌋ + 1, z_max = √(2/π) σ (1 + τ)^M_exp, upper_norm = √N σ (1 + τ)^M_exp.
-        Whatever is `given` stands.
+        data_radius is the largest ‖y‖. Whatever is `given` stands.
         """
         checks.positive("sigma", sigma)
         checks.positive("tau", tau)
-        squares = sum(float(charges.values(i, torch.float64).square().sum()) for i in charges.blocks())
+        parts = [charges.values(i, torch.float64).flatten(1).square().sum(1) for i in charges.blocks()]
+        squares, farthest = sum(float(part.sum()) for part in parts), max(float(part.max()) for part in parts)
         m_exp = given.pop("m_exp", None)
         if m_exp is None:
             m_exp = cls.m_exp_rule(squares / len(charges), charges.dim, sigma, tau)
         spread = sigma * (1 + tau) ** m_exp
         given.setdefault("z_max", math.sqrt(2 / math.pi) * spread)
         given.setdefault("upper_norm", max(2.0, math.sqrt(charges.dim) * spread))
+        if farthest > 0:
+            given.setdefault("data_radius", math.sqrt(farthest))
         return cls(sigma=sigma, tau=tau, m_exp=m_exp, **given)
 
     @staticmethod
@@ -165,6 +174,10 @@ class PFGM(Hyperparameters):
             )
         return PFGMFlow(self, net, labels)
 
+    def radius(self, dim: int) -> float | None:
+        """R of the data of N = dim elements, or None."""
+        return math.sqrt(dim) if self.data_radius == "box" else self.data_radius
+
     def grid(self, steps: int, denoise: bool = False) -> list[float]:
         """steps + 1 values of z, evenly spaced in log z, and with `denoise` then 0."""
         return log_grid(self.z_max, self.z_min, steps) + [0.0] * denoise
@@ -185,17 +198,21 @@ class PFGMFlow(NoiseLevelTime):
         return vx, (implied_vz(vx, z, self.method.gamma) if vz is None else vz)
 
     def derivative(self, x: Tensor, value: tuple[Tensor, Tensor], t: float) -> Tensor:
-        return steps.drift(*value, t, *self.constants).to(x.dtype)
+        return steps.drift(*value, t, *self.constants, x=x, radius=self._radius(x)).to(x.dtype)
+
+    def _radius(self, x: Tensor) -> float | None:
+        return self.method.radius(math.prod(x.shape[1:]))
 
     def denoised(self, x: Tensor, value: tuple[Tensor, Tensor], t: float) -> Tensor:
-        return steps.euler_step(x, *value, t, 0.0, *self.constants)
+        return self.euler(x, value, t, 0.0)
 
     def euler(self, x: Tensor, value: tuple[Tensor, Tensor], t: float, t_next: float) -> Tensor:
-        return steps.euler_step(x, *value, t, t_next, *self.constants)
+        return steps.euler_step(x, *value, t, t_next, *self.constants, radius=self._radius(x))
 
     def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
         (vx, vz), (vx_next, vz_next) = value, value_next
-        return steps.heun_step(x, vx, vz, vx_next, vz_next, t, t_next, *self.constants)
+        there = vx_next, vz_next, t, t_next
+        return steps.heun_step(x, vx, vz, *there, *self.constants, radius=self._radius(x))
 
 
 def implied_vz(

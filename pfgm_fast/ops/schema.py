@@ -31,6 +31,9 @@ QUERY = (
 )
 """`Query` as a schema says it."""
 
+BALL = "float? radius=None"
+"""Where the charges are, for the steps: ‖y‖ ≤ radius; None: anywhere."""
+
 SCHEMAS: dict[str, str] = {
     "posterior_mean": f"({QUERY}) -> (Tensor, Tensor)",
     "poisson_field": f"({QUERY}) -> (Tensor, Tensor)",
@@ -40,17 +43,17 @@ SCHEMAS: dict[str, str] = {
     "gaussian_moments": f"({QUERY}) -> (Tensor, Tensor)",
     "field_step": f"({QUERY}, Tensor r_next) -> Tensor",
     "normalize_field": "(Tensor field, Tensor r, float gamma) -> (Tensor, Tensor)",
-    "drift": "(Tensor vx, Tensor vz, Tensor z, float gamma, float z_exp) -> Tensor",
+    "drift": f"(Tensor vx, Tensor vz, Tensor z, float gamma, float z_exp, Tensor? x=None, {BALL}) -> Tensor",
     "euler_step": (
-        "(Tensor x, Tensor vx, Tensor vz, Tensor z, Tensor z_next, float gamma, float z_exp) -> Tensor"
+        f"(Tensor x, Tensor vx, Tensor vz, Tensor z, Tensor z_next, float gamma, float z_exp, {BALL}) -> Tensor"
     ),
     "euler_step.out": (
-        "(Tensor x, Tensor vx, Tensor vz, Tensor z, Tensor z_next, float gamma, float z_exp, *, Tensor(a!) out)"
-        " -> ()"
+        f"(Tensor x, Tensor vx, Tensor vz, Tensor z, Tensor z_next, float gamma, float z_exp, {BALL}, *, "
+        "Tensor(a!) out) -> ()"
     ),
     "heun_step": (
         "(Tensor x, Tensor vx, Tensor vz, Tensor vx_next, Tensor vz_next, Tensor z, Tensor z_next, "
-        "float gamma, float z_exp) -> Tensor"
+        f"float gamma, float z_exp, {BALL}) -> Tensor"
     ),
 }
 

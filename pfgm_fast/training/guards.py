@@ -72,6 +72,10 @@ def same_data(folder: Path, record: DataRecord) -> None:
         )
 
 
+SAMPLING_ALONE = ("data_radius",)
+"""Hyper-parameters that training does not see: a run from before there were any goes on with today's."""
+
+
 def same_run(folder: Path, config: RunConfig, looked_at: bool = True) -> None:
     """A folder's checkpoint belongs to its config; only how long to go on and what to report may change. looked_at: the data have been,
     which fill in the method; before that the rest is compared, so that a difference is said as such and not as what follows from it."""
@@ -81,7 +85,9 @@ def same_run(folder: Path, config: RunConfig, looked_at: bool = True) -> None:
     if not looked_at:
         config = replace(config, method=before.method, dataset=before.dataset, data=before.data)
     if before.method is not None:  # of an earlier version: what it did not know has today's default
-        before = replace(before, method=method_from_dict(before.method).to_dict())
+        known, now = method_from_dict(before.method).to_dict(), config.method or {}
+        unseen = [k for k in SAMPLING_ALONE if k in now and k not in before.method]
+        before = replace(before, method=known | {k: now[k] for k in unseen})
     found = differences(before, config)
     if found:
         raise checkpoints.CheckpointError(
