@@ -1,13 +1,14 @@
-// The fused steps: out = [x +] a v [+ b v'], a and b a number a row that depends on the row's norms ‖v‖,
-// ‖v'‖.
+// The fused steps: out = a x + b v [+ c v'], a, b and c numbers of a row that depend on its ‖v‖ and ‖v'‖, and
+// where the charges are known to lie in a ball, on its products with x too (common/ball.h).
 //
 // Tiling: a row belongs to one warp (8 rows a block) or one block of 256 or 1024 threads, which keeps it in
 // registers between the norm and the update, in vectors of 16 bytes where rows are aligned. Longer rows are
-// cut into segments: one launch writes each segment's sum of squares, a second one adds them up in a fixed
+// cut into segments: one launch writes each segment's sums, a second one adds them up in a fixed
 // order and updates. Cost: reads v, v' and x once, writes out once (long rows: v and v' twice, the second
 // time mostly from L2); bound by memory.
 #pragma once
 
+#include "../../common/ball.h"
 #include "../device.h"
 
 namespace pfgm {
@@ -35,11 +36,6 @@ struct PerRow {
   }
 };
 
-template <class T>
-struct Factors {
-  T first, second;
-};
-
 /// The divisor v_z of dx/dz = v_x/v_z: PFGM eq. 6; below z_exp appendix B.2.3 (reference.drift has the
 /// words).
 template <class T>
@@ -56,51 +52,62 @@ __device__ __forceinline__ T drift_divisor(T squares, T vz, T z, int64_t dim, T 
 /// drift: v/v_z.
 template <class T>
 struct DriftRule {
-  static constexpr bool kBase = false, kSecond = false;
+  static constexpr bool kBase = false, kAdds = false, kSecond = false;
   PerRow vz, z;
-  T gamma, z_exp;
-  __device__ Factors<T> operator()(int64_t row, int64_t dim, T squares, T) const {
-    return {T(1) / drift_divisor<T>(squares, vz.at(row), z.at(row), dim, gamma, z_exp), 0};
+  T gamma, z_exp, radius;
+  __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
+    const T now = z.at(row);
+    const T scale = T(1) / drift_divisor<T>(sums.vv, vz.at(row), now, dim, gamma, z_exp);
+    return euler_factors(sums, scale, now, T(1), radius);
   }
+};
+
+/// drift at a known x, in the ball of the charges.
+template <class T>
+struct BoundedDriftRule : DriftRule<T> {
+  static constexpr bool kBase = true;
 };
 
 /// euler_step: x + (z' − z) v/v_z.
 template <class T>
 struct EulerRule {
-  static constexpr bool kBase = true, kSecond = false;
+  static constexpr bool kBase = true, kAdds = true, kSecond = false;
   PerRow vz, z, z_next;
-  T gamma, z_exp;
-  __device__ Factors<T> operator()(int64_t row, int64_t dim, T squares, T) const {
-    const T h = static_cast<T>(z_next.at(row) - z.at(row));
-    return {h / drift_divisor<T>(squares, vz.at(row), z.at(row), dim, gamma, z_exp), 0};
+  T gamma, z_exp, radius;
+  __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
+    const T now = z.at(row), h = static_cast<T>(z_next.at(row) - z.at(row));
+    const T scale = T(1) / drift_divisor<T>(sums.vv, vz.at(row), now, dim, gamma, z_exp);
+    return euler_factors<T>(sums, scale, now, h, radius);
   }
 };
 
 /// heun_step: x + (z' − z)/2 (v/v_z + v'/v_z').
 template <class T>
 struct HeunRule {
-  static constexpr bool kBase = true, kSecond = true;
+  static constexpr bool kBase = true, kAdds = true, kSecond = true;
   PerRow vz, z, z_next, vz_next;
-  T gamma, z_exp;
-  __device__ Factors<T> operator()(int64_t row, int64_t dim, T squares, T squares_next) const {
-    const T h = static_cast<T>(0.5 * (z_next.at(row) - z.at(row)));
-    return {h / drift_divisor<T>(squares, vz.at(row), z.at(row), dim, gamma, z_exp),
-            h / drift_divisor<T>(squares_next, vz_next.at(row), z_next.at(row), dim, gamma, z_exp)};
+  T gamma, z_exp, radius;
+  __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
+    const double now = z.at(row), then = z_next.at(row);
+    const T scale = T(1) / drift_divisor<T>(sums.vv, vz.at(row), now, dim, gamma, z_exp);
+    const T scale_next = T(1) / drift_divisor<T>(sums.ww, vz_next.at(row), then, dim, gamma, z_exp);
+    return heun_factors<T>(sums, scale, scale_next, now, then, then - now, radius);
   }
 };
 
 /// normalize_field: −√N E/(‖E‖ + γ), E = (v, r); also writes v_z. PFGM eq. 5.
 template <class T>
 struct NormalizeRule {
-  static constexpr bool kBase = false, kSecond = false;
+  static constexpr bool kBase = false, kAdds = false, kSecond = false;
+  static constexpr T radius = 0;
   const T* r;
   T* vz;
   T gamma;
-  __device__ Factors<T> operator()(int64_t row, int64_t dim, T squares, T) const {
-    const T radius = r[row];
-    const T factor = -sqrt(static_cast<T>(dim)) / (sqrt(squares + radius * radius) + gamma);
-    vz[row] = radius * factor;  // every thread of the row writes the same
-    return {factor, 0};
+  __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
+    const T depth = r[row];
+    const T factor = -sqrt(static_cast<T>(dim)) / (sqrt(sums.vv + depth * depth) + gamma);
+    vz[row] = depth * factor;  // every thread of the row writes the same
+    return {factor, 0, 0};
   }
 };
 
@@ -123,13 +130,78 @@ __device__ __forceinline__ Vector<T, kCount> load_as(const V* from) {
 }
 
 struct StepShared {
-  double slots[2][kLongStepThreads / kWarp];
+  double slots[6][kLongStepThreads / kWarp];
 };
 
-template <class T, int kGroup>
-__device__ __forceinline__ T group_sum(T value, T* slots) {
-  if constexpr (kGroup == kWarp) return warp_reduce(value, Sum{});
-  else return block_reduce<kGroup>(value, Sum{}, slots);
+/// Calls f(sum, index) for each sum that a rule asks for; ball: the charges' ball is known.
+template <class Rule, class T, class F>
+__device__ __forceinline__ int each_sum(StepSums<T>& sums, bool ball, F f) {
+  int count = 0;
+  f(sums.vv, count++);
+  if constexpr (Rule::kSecond) f(sums.ww, count++);
+  if constexpr (Rule::kBase)
+    if (ball) {
+      f(sums.xx, count++);
+      f(sums.xv, count++);
+      if constexpr (Rule::kSecond) {
+        f(sums.xw, count++);
+        f(sums.vw, count++);
+      }
+    }
+  return count;
+}
+
+template <class Rule, class T, int kCount>
+__device__ __forceinline__ void accumulate(StepSums<T>& sums, bool ball, const Vector<T, kCount>& x,
+                                           const Vector<T, kCount>& v, const Vector<T, kCount>& second) {
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+    sums.vv += v.at[c] * v.at[c];
+    if constexpr (Rule::kSecond) sums.ww += second.at[c] * second.at[c];
+    if constexpr (Rule::kBase)
+      if (ball) {
+        sums.xx += x.at[c] * x.at[c];
+        sums.xv += x.at[c] * v.at[c];
+        if constexpr (Rule::kSecond) {
+          sums.xw += x.at[c] * second.at[c];
+          sums.vw += v.at[c] * second.at[c];
+        }
+      }
+  }
+}
+
+/// Each sum over the kGroup threads of a row, in every one of them; one barrier for all sums. Once a block.
+template <class Rule, int kGroup, class T>
+__device__ __forceinline__ void reduce(StepSums<T>& sums, bool ball) {
+  each_sum<Rule>(sums, ball, [](T& sum, int) { sum = warp_reduce(sum, Sum{}); });
+  if constexpr (kGroup > kWarp) {
+    StepShared& shared = shared_memory<StepShared>();
+    const auto slots = [&](int which) { return reinterpret_cast<T*>(shared.slots[which]); };
+    if (threadIdx.x % kWarp == 0)
+      each_sum<Rule>(sums, ball, [&](T& sum, int which) { slots(which)[threadIdx.x / kWarp] = sum; });
+    __syncthreads();
+    each_sum<Rule>(sums, ball, [&](T& sum, int which) {
+      sum = slots(which)[0];
+#pragma unroll 4
+      for (int warp = 1; warp < kGroup / kWarp; ++warp) sum += slots(which)[warp];
+    });
+  }
+}
+
+/// [x +] base x + first v [+ second v'].
+template <class Rule, class T, int kCount>
+__device__ __forceinline__ Vector<T, kCount> moved(const Factors<T>& by, const Vector<T, kCount>& x,
+                                                   const Vector<T, kCount>& v,
+                                                   const Vector<T, kCount>& second) {
+  Vector<T, kCount> out;
+#pragma unroll
+  for (int c = 0; c < kCount; ++c) {
+    T change = by.first * v.at[c];
+    if constexpr (Rule::kSecond) change += by.second * second.at[c];
+    if constexpr (Rule::kBase) change += ((Rule::kAdds ? T(1) : T(0)) + by.base) * x.at[c];
+    out.at[c] = change;
+  }
+  return out;
 }
 
 /// Threads of a block whose groups of kGroup threads have a row each, and the blocks that should fit on a
@@ -149,7 +221,6 @@ __global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>)
   if (row >= call.rows) return;  // a whole warp, or nobody
   const int64_t begin = row * call.dim;
   Vector<T, kCount> x[kStepItems], v[kStepItems], second[kStepItems];
-  T squares = 0, squares_next = 0;
 #pragma unroll
   for (int i = 0; i < kStepItems; ++i) {
     const int64_t column = static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount;
@@ -158,63 +229,48 @@ __global__ void __launch_bounds__(kStepBlock<kGroup>, kStepBlocks<Rule, kGroup>)
     if constexpr (Rule::kSecond) second[i] = load_as<T, V, kCount>(call.second + begin + column);
     if constexpr (Rule::kBase) x[i] = load<T, kCount>(call.x + begin + column);
   }
+  const bool ball = rule.radius > 0;
+  StepSums<T> sums{};
 #pragma unroll
   for (int i = 0; i < kStepItems; ++i) {
     if (static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount >= call.dim) continue;
-#pragma unroll
-    for (int c = 0; c < kCount; ++c) {
-      squares += v[i].at[c] * v[i].at[c];
-      if constexpr (Rule::kSecond) squares_next += second[i].at[c] * second[i].at[c];
-    }
+    accumulate<Rule>(sums, ball, x[i], v[i], second[i]);
   }
-  StepShared& shared = shared_memory<StepShared>();
-  squares = group_sum<T, kGroup>(squares, reinterpret_cast<T*>(shared.slots[0]));
-  if constexpr (Rule::kSecond)
-    squares_next = group_sum<T, kGroup>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
-  const Factors<T> factor = rule(row, call.dim, squares, squares_next);
+  reduce<Rule, kGroup>(sums, ball);
+  const Factors<T> factors = rule(row, call.dim, sums);
 #pragma unroll
   for (int i = 0; i < kStepItems; ++i) {
     const int64_t column = static_cast<int64_t>(i * kGroup + threadIdx.x % kGroup) * kCount;
     if (column >= call.dim) continue;
-    Vector<T, kCount> out;
-#pragma unroll
-    for (int c = 0; c < kCount; ++c) {
-      T change = factor.first * v[i].at[c];
-      if constexpr (Rule::kSecond) change += factor.second * second[i].at[c];
-      if constexpr (Rule::kBase) change += x[i].at[c];
-      out.at[c] = change;
-    }
-    *reinterpret_cast<Vector<T, kCount>*>(call.out + begin + column) = out;
+    *reinterpret_cast<Vector<T, kCount>*>(call.out + begin + column) =
+        moved<Rule>(factors, x[i], v[i], second[i]);
   }
 }
 
-/// Long rows, first launch: partial[which][row][segment] = the sum of squares of one segment of v or v'.
+/// Long rows, first launch: partial[which][row][segment] = a sum over one segment, in the order of
+/// `each_sum`.
 template <class Rule, class T, class V, int kCount>
 __global__ void __launch_bounds__(kStepThreads)
-    step_squares_kernel(StepCall<T, V> call, int64_t segments, T* partial) {
+    step_squares_kernel(StepCall<T, V> call, bool ball, int64_t segments, T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
   const int64_t begin = segment * kStepSegment,
                 end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
-  T squares = 0, squares_next = 0;
-#pragma unroll 4
+  StepSums<T> sums{};
+  constexpr int kUnroll = Rule::kSecond ? 2 : 4;  // six sums' loads spill at four
+#pragma unroll kUnroll
   for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
-    const auto v = load_as<T, V, kCount>(call.v + row * call.dim + column);
-#pragma unroll
-    for (int c = 0; c < kCount; ++c) squares += v.at[c] * v.at[c];
-    if constexpr (Rule::kSecond) {
-      const auto second = load_as<T, V, kCount>(call.second + row * call.dim + column);
-#pragma unroll
-      for (int c = 0; c < kCount; ++c) squares_next += second.at[c] * second.at[c];
-    }
+    const int64_t at = row * call.dim + column;
+    Vector<T, kCount> x{}, second{};
+    const auto v = load_as<T, V, kCount>(call.v + at);
+    if constexpr (Rule::kSecond) second = load_as<T, V, kCount>(call.second + at);
+    if constexpr (Rule::kBase)
+      if (ball) x = load<T, kCount>(call.x + at);
+    accumulate<Rule>(sums, ball, x, v, second);
   }
-  StepShared& shared = shared_memory<StepShared>();
-  squares = group_sum<T, kStepThreads>(squares, reinterpret_cast<T*>(shared.slots[0]));
-  if constexpr (Rule::kSecond)
-    squares_next = group_sum<T, kStepThreads>(squares_next, reinterpret_cast<T*>(shared.slots[1]));
-  if (threadIdx.x == 0) {
-    partial[row * segments + segment] = squares;
-    if constexpr (Rule::kSecond) partial[(call.rows + row) * segments + segment] = squares_next;
-  }
+  reduce<Rule, kStepThreads>(sums, ball);
+  if (threadIdx.x == 0)
+    each_sum<Rule>(sums, ball,
+                   [&](T& sum, int which) { partial[(which * call.rows + row) * segments + segment] = sum; });
 }
 
 /// Long rows, second launch.
@@ -222,32 +278,21 @@ template <class Rule, class T, class V, int kCount>
 __global__ void __launch_bounds__(kStepThreads)
     step_update_kernel(Rule rule, StepCall<T, V> call, int64_t segments, const T* partial) {
   const int64_t row = blockIdx.x / segments, segment = blockIdx.x % segments;
-  T squares = 0, squares_next = 0;
-  for (int64_t s = 0; s < segments; ++s) {
-    squares += partial[row * segments + s];
-    if constexpr (Rule::kSecond) squares_next += partial[(call.rows + row) * segments + s];
-  }
-  const Factors<T> factor = rule(row, call.dim, squares, squares_next);
+  StepSums<T> sums{};
+  each_sum<Rule>(sums, rule.radius > 0, [&](T& sum, int which) {
+    for (int64_t s = 0; s < segments; ++s) sum += partial[(which * call.rows + row) * segments + s];
+  });
+  const Factors<T> factors = rule(row, call.dim, sums);
   const int64_t begin = segment * kStepSegment,
                 end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
 #pragma unroll 4
   for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
     const int64_t at = row * call.dim + column;
+    Vector<T, kCount> x{}, second{};
     const auto v = load_as<T, V, kCount>(call.v + at);
-    Vector<T, kCount> out;
-#pragma unroll
-    for (int c = 0; c < kCount; ++c) out.at[c] = factor.first * v.at[c];
-    if constexpr (Rule::kSecond) {
-      const auto second = load_as<T, V, kCount>(call.second + at);
-#pragma unroll
-      for (int c = 0; c < kCount; ++c) out.at[c] += factor.second * second.at[c];
-    }
-    if constexpr (Rule::kBase) {
-      const auto x = load<T, kCount>(call.x + at);
-#pragma unroll
-      for (int c = 0; c < kCount; ++c) out.at[c] += x.at[c];
-    }
-    *reinterpret_cast<Vector<T, kCount>*>(call.out + at) = out;
+    if constexpr (Rule::kSecond) second = load_as<T, V, kCount>(call.second + at);
+    if constexpr (Rule::kBase) x = load<T, kCount>(call.x + at);
+    *reinterpret_cast<Vector<T, kCount>*>(call.out + at) = moved<Rule>(factors, x, v, second);
   }
 }
 
@@ -268,9 +313,10 @@ void launch_step_by(const Rule& rule, const StepCall<T, V>& call, Stream stream,
                                                       call);
   } else {
     const int64_t segments = ceil_div<int64_t>(call.dim, kStepSegment);
-    T* partial = scratch((Rule::kSecond ? 2 : 1) * call.rows * segments);
+    const bool ball = rule.radius > 0;
+    T* partial = scratch((ball && Rule::kBase ? 3 : 1) * (Rule::kSecond ? 2 : 1) * call.rows * segments);
     launch<step_squares_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared),
-                                                    stream, call, segments, partial);
+                                                    stream, call, ball, segments, partial);
     launch<step_update_kernel<Rule, T, V, kCount>>(call.rows * segments, kStepThreads, sizeof(StepShared),
                                                    stream, rule, call, segments, partial);
   }

@@ -1,4 +1,5 @@
-"""The kernels of the fused steps: out = [x +] a v [+ b v'], a and b numbers of a row that depend on ‖v‖ and ‖v'‖.
+"""The kernels of the fused steps: out = [x +] a v [+ b v'] [+ c x], numbers of a row that depend on ‖v‖ and ‖v'‖; BOUNDED, where the
+charges are known to lie in a ball, also on the row's products with x (`reference.bounded`), and only then there is a c.
 
 `reference` defines each operator; csrc/cuda/kernels/rows.cuh is the same in CUDA C++. What an operator lacks (x, v', z') is
 None, so each gets a kernel without it. Arrays are (rows, dim) and contiguous; v may be of any floating dtype, everything else
@@ -49,9 +50,30 @@ def divisor(squares, vz, z, root, gamma, z_exp):
 
 
 @jit
+def bounded(xx, xv, vv, scale, z, radius):
+    """base, along of dx/dz = base x + along v, where the network says scale · v: `reference.bounded` of sums."""
+    TINY: tl.constexpr = 2.2250738585072014e-308 if vv.dtype == tl.float64 else 1.1754943508222875e-38
+    square = radius * radius
+    length = tl.maximum(square_root(vv), TINY, propagate_nan=tl.PropagateNan.ALL)
+    middle = quotient(xv, length)
+    miss = tl.maximum(xx - middle * middle, 0.0)
+    offset = z * scale * length - middle
+    outside = miss + offset * offset > square  # NaN is not: it stays as it is
+    reach = square_root(tl.maximum(square - miss, 0.0))
+    offset = tl.minimum(tl.maximum(offset, -reach), reach)
+    shrink = quotient(radius, square_root(tl.maximum(miss + offset * offset, square)))
+    base = tl.where(outside, quotient(1 - shrink, z), 0.0)
+    return base, tl.where(outside, quotient(shrink * (middle + offset), length * z), scale)
+
+
+@jit
 def factors(
     squares,
     squares_next,
+    xx,
+    xv,
+    xw,
+    vw,
     row,
     mine,  # the rows that exist
     writes,  # the rows whose v_z this program writes, where NORMALIZE
@@ -64,11 +86,14 @@ def factors(
     root,
     gamma,
     z_exp,
+    radius,
     T: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    BOUNDED: tl.constexpr,
 ):
-    """a and b, numbers a row in T. NORMALIZE: z is r, a = −√N/(‖(v, r)‖ + γ), and r a is written to vz."""
+    """a, b and c, numbers a row in T. NORMALIZE: z is r, a = −√N/(‖(v, r)‖ + γ), and r a is written to vz."""
     root, gamma, z_exp = tl.full((), root, T), tl.full((), gamma, T), tl.full((), z_exp, T)
+    base = tl.zeros_like(squares)
     now = tl.load(z + row * z_stride, mask=mine, other=1.0)
     if NORMALIZE:
         radius = now.to(T)
@@ -83,18 +108,41 @@ def factors(
         if vz_next is not None:
             step = 0.5 * step
         given = tl.load(vz + row, mask=mine, other=-1.0).to(T)
-        first = quotient(step, divisor(squares, given, now.to(T), root, gamma, z_exp))
+        below = divisor(squares, given, now.to(T), root, gamma, z_exp)
+        first = quotient(step, below)
         second = first
+        along = first
+        one = tl.full((), 1.0, T)
+        if BOUNDED:
+            radius = tl.full((), radius, T)
+            base, along = bounded(xx, xv, squares, quotient(one, below), now.to(T), radius)
+            first = step * along
         if vz_next is not None:
             given = tl.load(vz_next + row, mask=mine, other=-1.0).to(T)
-            second = quotient(step, divisor(squares_next, given, then.to(T), root, gamma, z_exp))
-    return first, second
+            below = divisor(squares_next, given, then.to(T), root, gamma, z_exp)
+            second = quotient(step, below)
+            if BOUNDED:
+                of_x, of_v = 1 + 2 * step * base, 2 * step * along  # Euler's prediction is of_x x + of_v v
+                there = of_x * of_x * xx + 2 * of_x * of_v * xv + of_v * of_v * squares
+                base_next, along_next = bounded(
+                    tl.maximum(there, 0.0),
+                    of_x * xw + of_v * vw,
+                    squares_next,
+                    quotient(one, below),
+                    then.to(T),
+                    radius,
+                )
+                first += step * base_next * of_v
+                second = step * along_next
+                base += base_next * of_x
+        base = step * base
+    return first, second, base
 
 
 @jit
-def normed(row, dim, z, z_next, z_stride, z_next_stride, z_exp, HEUN: tl.constexpr, NORMALIZE: tl.constexpr):
+def normed(row, dim, z, z_next, z_stride, z_next_stride, z_exp, HEUN: tl.constexpr, ALWAYS: tl.constexpr):
     """dim, the columns whose squares count, or 0 where no factor of this row asks for a norm: z (HEUN: and z') ≥ z_exp."""
-    if NORMALIZE:
+    if ALWAYS:
         end = dim
     else:
         end = tl.where(tl.load(z + row * z_stride) < z_exp, dim, 0)
@@ -123,12 +171,14 @@ def squared(values, like):
 
 
 @jit
-def moved(x, v, v_next, a, b):
-    """[x +] a v [+ b v']."""
+def moved(x, v, v_next, a, b, c, ADDS: tl.constexpr, BOUNDED: tl.constexpr):
+    """[x +] a v [+ b v'] [+ c x]."""
     change = a * v
     if v_next is not None:
         change += b * v_next
-    if x is not None:
+    if BOUNDED:
+        change += (1 + c if ADDS else c) * x
+    elif ADDS:
         change += x
     return change
 
@@ -150,8 +200,10 @@ def row_kernel(
     root: tl.float64,  # √dim
     gamma: tl.float64,
     z_exp: tl.float64,
+    radius: tl.float64,  # with its slack; where BOUNDED
     T: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    BOUNDED: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,  # ≥ dim
 ):
@@ -164,9 +216,19 @@ def row_kernel(
     here = tile(v, at, inside, T, False)
     there = tile(v_next, at, inside, T, False)
     base = tile(x, at, inside, T, False)
-    a, b = factors(
-        tl.sum(here * here, 1),
-        tl.sum(squared(there, here), 1),
+    vv, ww = tl.sum(here * here, 1), tl.sum(squared(there, here), 1)
+    xx, xv, xw, vw = vv, vv, vv, vv
+    if BOUNDED:
+        xx, xv = tl.sum(base * base, 1), tl.sum(base * here, 1)
+        if v_next is not None:
+            xw, vw = tl.sum(base * there, 1), tl.sum(here * there, 1)
+    a, b, c = factors(
+        vv,
+        ww,
+        xx,
+        xv,
+        xw,
+        vw,
         row,
         mine,
         mine,
@@ -179,11 +241,16 @@ def row_kernel(
         root,
         gamma,
         z_exp,
+        radius,
         T,
         NORMALIZE,
+        BOUNDED,
     )
     tl.store(
-        out + at, moved(base, here, there, a[:, None], b[:, None]), mask=inside, eviction_policy="evict_first"
+        out + at,
+        moved(base, here, there, a[:, None], b[:, None], c[:, None], z_next is not None, BOUNDED),
+        mask=inside,
+        eviction_policy="evict_first",
     )
 
 
@@ -203,24 +270,41 @@ def sweep_kernel(
     root: tl.float64,
     gamma: tl.float64,
     z_exp: tl.float64,
+    radius: tl.float64,  # with its slack; where BOUNDED
     T: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    BOUNDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """A row a program, arguments as in `row_kernel`: forwards for the norm, backwards for the update."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     squares, squares_next = tl.zeros([BLOCK], T), tl.zeros([BLOCK], T)
-    end = normed(row, dim, z, z_next, z_stride, z_next_stride, z_exp, vz_next is not None, NORMALIZE)
+    xx, xv, xw, vw = squares, squares, squares, squares
+    end = normed(
+        row, dim, z, z_next, z_stride, z_next_stride, z_exp, vz_next is not None, NORMALIZE or BOUNDED
+    )
     for start in range(0, end, BLOCK):
         inside = start + column < dim
         at = row * dim + start + column
         here = tile(v, at, inside, T, True)
+        there = tile(v_next, at, inside, T, True)
         squares += here * here
-        squares_next += squared(tile(v_next, at, inside, T, True), here)
-    a, b = factors(
+        squares_next += squared(there, here)
+        if BOUNDED:
+            base = tile(x, at, inside, T, True)
+            xx += base * base
+            xv += base * here
+            if v_next is not None:
+                xw += base * there
+                vw += here * there
+    a, b, c = factors(
         tl.sum(squares, 0),
         tl.sum(squares_next, 0),
+        tl.sum(xx, 0),
+        tl.sum(xv, 0),
+        tl.sum(xw, 0),
+        tl.sum(vw, 0),
         row,
         True,
         True,
@@ -233,8 +317,10 @@ def sweep_kernel(
         root,
         gamma,
         z_exp,
+        radius,
         T,
         NORMALIZE,
+        BOUNDED,
     )
     tiles = tl.cdiv(dim, BLOCK)
     for done in range(0, tiles):
@@ -244,16 +330,22 @@ def sweep_kernel(
         here = tile(v, at, inside, T, False)
         there = tile(v_next, at, inside, T, False)
         base = tile(x, at, inside, T, False)
-        tl.store(out + at, moved(base, here, there, a, b), mask=inside, eviction_policy="evict_first")
+        tl.store(
+            out + at,
+            moved(base, here, there, a, b, c, z_next is not None, BOUNDED),
+            mask=inside,
+            eviction_policy="evict_first",
+        )
 
 
 @jit(do_not_specialize=["rows", "z_stride", "z_next_stride"])
 def square_kernel(
+    x,
     v,
     v_next,
     z,
     z_next,
-    partial,  # (1 or 2, rows, segments) in T
+    partial,  # (1 or 2; BOUNDED: 3 or 6, rows, segments) in T
     rows,
     dim: tl.int64,
     z_stride,
@@ -261,20 +353,29 @@ def square_kernel(
     z_exp: tl.float64,
     T: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    BOUNDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """A segment of a row a program: the sum of squares of v, and of v', where the row needs them, else 0."""
+    """A segment of a row a program: v², v'², x², x v, x v' and v v', as far as there are, summed where the row needs them, else 0."""
     segments = tl.cdiv(dim, BLOCK)
     program = tl.program_id(0).to(tl.int64)
     row, column = program // segments, program % segments * BLOCK + tl.arange(0, BLOCK)
     inside = column < normed(
-        row, dim, z, z_next, z_stride, z_next_stride, z_exp, v_next is not None, NORMALIZE
+        row, dim, z, z_next, z_stride, z_next_stride, z_exp, v_next is not None, NORMALIZE or BOUNDED
     )
     here = tile(v, row * dim + column, inside, T, True)
     tl.store(partial + program, tl.sum(here * here, 0))
     if v_next is not None:
         there = tile(v_next, row * dim + column, inside, T, True)
         tl.store(partial + rows * segments + program, tl.sum(there * there, 0))
+    if BOUNDED:
+        base = tile(x, row * dim + column, inside, T, True)
+        KINDS: tl.constexpr = 1 if v_next is None else 2
+        tl.store(partial + KINDS * rows * segments + program, tl.sum(base * base, 0))
+        tl.store(partial + (KINDS + 1) * rows * segments + program, tl.sum(base * here, 0))
+        if v_next is not None:
+            tl.store(partial + 4 * rows * segments + program, tl.sum(base * there, 0))
+            tl.store(partial + 5 * rows * segments + program, tl.sum(here * there, 0))
 
 
 @jit
@@ -305,8 +406,10 @@ def segment_kernel(
     root: tl.float64,
     gamma: tl.float64,
     z_exp: tl.float64,
+    radius: tl.float64,  # with its slack; where BOUNDED
     T: tl.constexpr,
     NORMALIZE: tl.constexpr,
+    BOUNDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The update of a segment a program, after `square_kernel`; arguments as in `row_kernel`."""
@@ -321,9 +424,21 @@ def segment_kernel(
     squares_next = squares
     if v_next is not None:
         squares_next = added(partial + (rows + row) * segments, segments, T)
-    a, b = factors(
+    xx, xv, xw, vw = squares, squares, squares, squares
+    if BOUNDED:
+        KINDS: tl.constexpr = 1 if v_next is None else 2
+        xx = added(partial + (KINDS * rows + row) * segments, segments, T)
+        xv = added(partial + ((KINDS + 1) * rows + row) * segments, segments, T)
+        if v_next is not None:
+            xw = added(partial + (4 * rows + row) * segments, segments, T)
+            vw = added(partial + (5 * rows + row) * segments, segments, T)
+    a, b, c = factors(
         squares,
         squares_next,
+        xx,
+        xv,
+        xw,
+        vw,
         row,
         True,
         program % segments == 0,
@@ -336,7 +451,14 @@ def segment_kernel(
         root,
         gamma,
         z_exp,
+        radius,
         T,
         NORMALIZE,
+        BOUNDED,
     )
-    tl.store(out + at, moved(base, here, there, a, b), mask=inside, eviction_policy="evict_first")
+    tl.store(
+        out + at,
+        moved(base, here, there, a, b, c, z_next is not None, BOUNDED),
+        mask=inside,
+        eviction_policy="evict_first",
+    )

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pfgm_fast.backends.reference import SLACK
 from pfgm_fast.backends.triton import configs, step_kernels
 from pfgm_fast.backends.triton.runtime import Compilation, Launch, cdiv, device_guard, recorded, tl, triton
 
@@ -80,8 +81,9 @@ def _launch(
     v_next: Tensor | None = None,  # (B, N)
     vz_next: Tensor | None = None,  # (B,)
     normalize: bool = False,
+    radius: float | None = None,  # of the charges, with x
 ) -> None:
-    """Writes out = [x +] a v [+ b v'], and vz where `normalize`, as `step_kernels.factors` has a and b."""
+    """Writes out = [x +] a v [+ b v'] [+ c x], and vz where `normalize`, as `step_kernels.factors` has a, b and c."""
     count, dim = v.shape
     if count == 0:
         return
@@ -95,8 +97,10 @@ def _launch(
         "dim": dim,
         "z_exp": z_exp,
     }
-    rule = {"root": math.sqrt(dim), "gamma": gamma}
-    kind = {"T": TYPES[out.dtype], "NORMALIZE": normalize}
+    bounded = radius is not None and x is not None
+    within = 0.0 if radius is None else radius * (1 + SLACK)
+    rule = {"root": math.sqrt(dim), "gamma": gamma, "radius": within}
+    kind = {"T": TYPES[out.dtype], "NORMALIZE": normalize, "BOUNDED": bounded}
     words = sum(arrays[name] is not None for name in ("x", "v", "v_next")) * out.element_size() // 4
 
     def run(kernel: Any, tile: Tile, programs: int, *arguments: dict[str, Any], **constexprs: int) -> None:
@@ -115,9 +119,10 @@ def _launch(
             run(step_kernels.sweep_kernel, SWEEP[out.element_size()], count, arrays, rule)
         else:
             segments = cdiv(dim, SEGMENT.block)
-            partial = out.new_empty((1 if v_next is None else 2, count, segments))
-            sums = {"partial": partial, "rows": count}
-            run(step_kernels.square_kernel, SEGMENT, count * segments, vectors, sums)
+            kinds = (3 if bounded else 1) * (1 if v_next is None else 2)
+            sums = {"partial": out.new_empty((kinds, count, segments)), "rows": count}
+            read = {"x": arrays["x"] if bounded else None, **vectors}
+            run(step_kernels.square_kernel, SEGMENT, count * segments, read, sums)
             run(step_kernels.segment_kernel, SEGMENT, count * segments, arrays, rule, sums)
 
 
@@ -128,27 +133,51 @@ def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Ten
     return vx, vz
 
 
-def drift(vx: Tensor, vz: Tensor, z: Tensor, gamma: float, z_exp: float) -> Tensor:
+def drift(
+    vx: Tensor,
+    vz: Tensor,
+    z: Tensor,
+    gamma: float,
+    z_exp: float,
+    x: Tensor | None = None,
+    radius: float | None = None,
+) -> Tensor:
     """dx/dz = v_x/v_z (B, N) in z's dtype, v_z substituted below z_exp."""
     out = vx.new_empty(vx.shape, dtype=z.dtype)
-    _launch(vx, vz, z, out, gamma, z_exp)
+    _launch(vx, vz, z, out, gamma, z_exp, x=None if radius is None else x, radius=radius)
     return out
 
 
 def euler_step(
-    x: Tensor, vx: Tensor, vz: Tensor, z: Tensor, z_next: Tensor, gamma: float, z_exp: float
+    x: Tensor,
+    vx: Tensor,
+    vz: Tensor,
+    z: Tensor,
+    z_next: Tensor,
+    gamma: float,
+    z_exp: float,
+    radius: float | None = None,
 ) -> Tensor:
     """x + (z' − z) dx/dz (B, N)."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, out)
+    euler_step_out(x, vx, vz, z, z_next, gamma, z_exp, radius, out=out)
     return out
 
 
 def euler_step_out(
-    x: Tensor, vx: Tensor, vz: Tensor, z: Tensor, z_next: Tensor, gamma: float, z_exp: float, out: Tensor
+    x: Tensor,
+    vx: Tensor,
+    vz: Tensor,
+    z: Tensor,
+    z_next: Tensor,
+    gamma: float,
+    z_exp: float,
+    radius: float | None = None,
+    *,
+    out: Tensor,
 ) -> None:
     """`euler_step` into out, contiguous, which may be x."""
-    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next)
+    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next, radius=radius)
 
 
 def heun_step(
@@ -161,10 +190,12 @@ def heun_step(
     z_next: Tensor,
     gamma: float,
     z_exp: float,
+    radius: float | None = None,
 ) -> Tensor:
     """x + (z' − z)/2 · (dx/dz at z + dx/dz at z') (B, N)."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next, v_next=vx_next, vz_next=vz_next)
+    network = {"v_next": vx_next, "vz_next": vz_next}
+    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next, radius=radius, **network)
     return out
 
 
@@ -177,12 +208,15 @@ def ahead_of_time(arch: str) -> list[Compilation]:
         for op in ("normalize_field", "drift", "euler_step", "heun_step"):
             for dim in (771, 3072, 8192, 12_288, 196_608, 70_001):
                 for count in (1, 2):  # long rows: segments, sweeps
-                    _example(op, count, dim, torch.float32, torch.bfloat16)
-                    _example(op, count, dim, torch.float64, torch.float64)
+                    for radius in (None, 10.0):
+                        _example(op, count, dim, torch.float32, torch.bfloat16, radius)
+                        _example(op, count, dim, torch.float64, torch.float64, radius)
     return [replace(c, num_warps=c.num_warps * LANES // lanes) for c in {repr(c): c for c in found}.values()]
 
 
-def _example(op: str, count: int, dim: int, dtype: torch.dtype, network: torch.dtype) -> None:
+def _example(
+    op: str, count: int, dim: int, dtype: torch.dtype, network: torch.dtype, radius: float | None = None
+) -> None:
     """A call whose tensors have no memory."""
 
     def array(*size: int, kind: torch.dtype = dtype) -> Tensor:
@@ -192,8 +226,8 @@ def _example(op: str, count: int, dim: int, dtype: torch.dtype, network: torch.d
     if op == "normalize_field":
         normalize_field(x, array(count), 5.0)
     elif op == "drift":
-        drift(v, vz, z, 5.0, 5.0)
+        drift(v, vz, z, 5.0, 5.0, x, radius)
     elif op == "euler_step":
-        euler_step(x, v, vz, z, z, 5.0, 5.0)
+        euler_step(x, v, vz, z, z, 5.0, 5.0, radius)
     else:
-        heun_step(x, v, vz, v, vz, z, z, 5.0, 5.0)
+        heun_step(x, v, vz, v, vz, z, z, 5.0, 5.0, radius)
