@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -28,18 +29,20 @@ def _arguments(op: str, requires_grad: bool = False) -> tuple[tuple, dict]:
         "normalize_field": ((x, r, 5.0), {}),
         "drift": (step, {}),
         "euler_step": ((x, vx, vz, z, z_next, 5.0, 5.0), {}),
+        "euler_step in a ball": ((x, vx, vz, z, z_next, 5.0, 5.0, 2.0), {}),
+        "drift in a ball": ((vx, vz, z, 5.0, 5.0, x, 2.0), {}),
         "euler_step.out": ((x.detach(), vx, vz, z, z_next, 5.0, 5.0), {"out": torch.empty(4, 6)}),
         "heun_step": ((x, vx, vz, vx + 0.1, vz, z, z_next, 5.0, 5.0), {}),
     }.get(op, (query, {}))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", SCHEMAS)
+@pytest.mark.parametrize("op", [*SCHEMAS, "drift in a ball", "euler_step in a ball"])
 def test_opcheck(op: str, backend: str) -> None:
     args, kwargs = _arguments(
         op, requires_grad=op not in ("second_moment", "gaussian_moments", "euler_step.out")
     )
-    packet = getattr(torch.ops.pfgm_fast, op.split(".")[0])
+    packet = getattr(torch.ops.pfgm_fast, re.split("[. ]", op)[0])
     with pf.use_backend(backend):
         torch.library.opcheck(packet.out if op.endswith(".out") else packet.default, args, kwargs)
 

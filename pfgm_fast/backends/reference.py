@@ -206,6 +206,13 @@ def drift(
     n is held below 1 by the dtype's resolution, so ‖E‖ is large, v_z small, and nothing is NaN.
     Where a radius is given, the field z v_x/v_z at x is `bounded`.
     """
+    square = None if x is None or radius is None else ball(x.to(z.dtype), radius)
+    return _drift(vx, vz, z, gamma, z_exp, x, square)
+
+
+def _drift(
+    vx: Tensor, vz: Tensor, z: Tensor, gamma: float, z_exp: float, x: Tensor | None, square: Tensor | None
+) -> Tensor:
     vx, vz = vx.to(z.dtype), vz.to(z.dtype)
     rows, dim = vx.shape
     z = z.expand(rows)
@@ -213,31 +220,41 @@ def drift(
     length = ((gamma * n / (1 - n)).square() + z * z).sqrt()
     substitute = -math.sqrt(dim) * z / (length + gamma)
     divisor = torch.where(z < z_exp, substitute, vz)
-    if x is None or radius is None:
+    if x is None or square is None:
         return vx / divisor[:, None]
-    return bounded(x.to(z.dtype), vx, z / divisor, radius) / z[:, None]
+    return bounded(x.to(z.dtype), vx, z / divisor, square) / z[:, None]
 
 
 SLACK = 2.0**-10
-"""`bounded` tests ‖m‖ against R (1 + SLACK): what rounding does to the sums of a row never moves a field whose m is inside."""
+"""`ball` is of radius R (1 + SLACK): the rounding of a charge on the sphere does not count."""
+
+ROUNDING = 2.0**-17
+"""`ball` leaves as many ‖x‖² beside R²: 64 units of float32's resolution, where ‖x‖ ≫ R, for the sums of a row and the field itself."""
 
 
-def bounded(x: Tensor, vx: Tensor, scale: Tensor, radius: float) -> Tensor:
+def ball(x: Tensor, radius: float) -> Tensor:
+    """The square (B,) that ‖m‖² is held to at x (B, N)."""
+    return (radius * (1 + SLACK)) ** 2 + ROUNDING * x.square().sum(1)
+
+
+def bounded(x: Tensor, vx: Tensor, scale: Tensor, square: Tensor) -> Tensor:
     """E (B, N), the field scale · v_x at x, such that the mean of the charges m = x − E lies in their ball
-    ‖m‖ ≤ R: untouched where it does.
+    ‖m‖² ≤ square (B,): untouched where it does.
 
+    A true field is never changed: its m is a mean of charges with weights ≥ 0, so it lies in every ball that holds them; `ball` has
+    more room than the rounding of both needs.
     Else first its amplitude moves to the end of the line's chord through the ball (where the line misses the ball, to its nearest
     point), which is all that an error of n needs; then m moves to the sphere, which changes the direction, where it still is outside.
     """
-    tiny, radius = torch.finfo(x.dtype).tiny, radius * (1 + SLACK)
+    tiny = torch.finfo(x.dtype).tiny
     length = vx.norm(dim=1).clamp(min=tiny)
     along = (x * vx).sum(1) / length  # of x, on the line x − t v_x/‖v_x‖: the t nearest to 0
     miss = (x.square().sum(1) - along.square()).clamp(min=0)  # the square of the line's distance from it
     offset = scale * length - along
-    inside = ~(miss + offset.square() > radius**2)  # NaN stays as it is
-    reach = (radius**2 - miss).clamp(min=tiny).sqrt()
+    inside = ~(miss + offset.square() > square)  # NaN stays as it is
+    reach = (square - miss).clamp(min=tiny).sqrt()
     offset = offset.maximum(-reach).minimum(reach)
-    shrink = radius / (miss + offset.square()).clamp(min=radius**2).sqrt()
+    shrink = (square / (miss + offset.square()).maximum(square)).sqrt()
     field = (shrink * (along + offset) / length)[:, None] * vx + (1 - shrink)[:, None] * x
     return torch.where(inside[:, None], scale[:, None] * vx, field)
 
@@ -278,7 +295,7 @@ def heun_step(
     """x + (z' − z)/2 · (dx/dz at z + dx/dz at z'), the correction of Heun's method (the paper's improved Euler); the field at z' is
     that at the Euler prediction."""
     h = (0.5 * (z_next - z)).to(x.dtype).expand(x.shape[0])[:, None]
-    first = drift(vx, vz, z.to(x.dtype), gamma, z_exp, x, radius)
-    predicted = x + 2 * h * first
-    second = drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp, predicted, radius)
+    square = None if radius is None else ball(x, radius)
+    first = _drift(vx, vz, z.to(x.dtype), gamma, z_exp, x, square)
+    second = _drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp, x + 2 * h * first, square)
     return x + h * (first + second)

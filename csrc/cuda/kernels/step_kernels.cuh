@@ -256,7 +256,7 @@ __global__ void __launch_bounds__(kStepThreads)
   const int64_t begin = segment * kStepSegment,
                 end = begin + kStepSegment < call.dim ? begin + kStepSegment : call.dim;
   StepSums<T> sums{};
-  constexpr int kUnroll = Rule::kSecond ? 2 : 4;  // six sums' loads spill at four
+  [[maybe_unused]] constexpr int kUnroll = Rule::kSecond ? 2 : 4;  // six sums' loads spill at four
 #pragma unroll kUnroll
   for (int64_t column = begin + threadIdx.x * kCount; column < end; column += kStepThreads * kCount) {
     const int64_t at = row * call.dim + column;

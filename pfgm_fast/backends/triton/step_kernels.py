@@ -17,7 +17,10 @@ against 12 bytes (float32). Sums of squares are trees over a tile after at most 
 
 from __future__ import annotations
 
+from pfgm_fast.backends import reference
 from pfgm_fast.backends.triton.runtime import jit, tl
+
+ROUNDING = tl.constexpr(reference.ROUNDING)
 
 
 @jit
@@ -50,10 +53,9 @@ def divisor(squares, vz, z, root, gamma, z_exp):
 
 
 @jit
-def bounded(xx, xv, vv, scale, z, radius):
+def bounded(xx, xv, vv, scale, z, square):
     """base, along of dx/dz = base x + along v, where the network says scale · v: `reference.bounded` of sums."""
     TINY: tl.constexpr = 2.2250738585072014e-308 if vv.dtype == tl.float64 else 1.1754943508222875e-38
-    square = radius * radius
     length = tl.maximum(square_root(vv), TINY, propagate_nan=tl.PropagateNan.ALL)
     middle = quotient(xv, length)
     miss = tl.maximum(xx - middle * middle, 0.0)
@@ -61,7 +63,7 @@ def bounded(xx, xv, vv, scale, z, radius):
     outside = miss + offset * offset > square  # NaN is not: it stays as it is
     reach = square_root(tl.maximum(square - miss, 0.0))
     offset = tl.minimum(tl.maximum(offset, -reach), reach)
-    shrink = quotient(radius, square_root(tl.maximum(miss + offset * offset, square)))
+    shrink = square_root(quotient(square, tl.maximum(miss + offset * offset, square)))
     base = tl.where(outside, quotient(1 - shrink, z), 0.0)
     return base, tl.where(outside, quotient(shrink * (middle + offset), length * z), scale)
 
@@ -114,8 +116,8 @@ def factors(
         along = first
         one = tl.full((), 1.0, T)
         if BOUNDED:
-            radius = tl.full((), radius, T)
-            base, along = bounded(xx, xv, squares, quotient(one, below), now.to(T), radius)
+            square = tl.full((), radius * radius, T) + ROUNDING * xx
+            base, along = bounded(xx, xv, squares, quotient(one, below), now.to(T), square)
             first = step * along
         if vz_next is not None:
             given = tl.load(vz_next + row, mask=mine, other=-1.0).to(T)
@@ -130,7 +132,7 @@ def factors(
                     squares_next,
                     quotient(one, below),
                     then.to(T),
-                    radius,
+                    square,
                 )
                 first += step * base_next * of_v
                 second = step * along_next

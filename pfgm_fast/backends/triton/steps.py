@@ -194,8 +194,7 @@ def heun_step(
 ) -> Tensor:
     """x + (z' − z)/2 · (dx/dz at z + dx/dz at z') (B, N)."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    network = {"v_next": vx_next, "vz_next": vz_next}
-    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next, radius=radius, **network)
+    _launch(vx, vz, z, out, gamma, z_exp, x=x, z_next=z_next, v_next=vx_next, vz_next=vz_next, radius=radius)
     return out
 
 
