@@ -37,7 +37,7 @@ class PFGM(Hyperparameters):
     times that); with `denoise` it ends on the data.
     data_radius: R, where the data are known to lie within ‖y‖ ≤ R (`from_data` and the trainer take it from the charges), or "box", √N,
     which holds for data in [−1, 1]. A network's field is then held to what such charges can have (`steps`), which does nothing to a good
-    network and rescues a weak one, or few steps (docs/pfgm_amplitude.md has the figures). None: it is taken as the network says it.
+    network and rescues a weak one, or few steps. None: it is taken as the network says it.
     """
 
     name: ClassVar[str] = "pfgm"

@@ -1,7 +1,7 @@
 """The kernels of the fused steps: out = [x +] a v [+ b v'] [+ c x], numbers of a row that depend on ‖v‖ and ‖v'‖; BOUNDED, where the
 charges are known to lie in a ball, also on the row's products with x (`reference.bounded`), and only then there is a c.
 
-`reference` defines each operator; csrc/cuda/kernels/rows.cuh is the same in CUDA C++. What an operator lacks (x, v', z') is
+`reference` defines each operator; csrc/cuda/kernels/step_kernels.cuh is the same in CUDA C++. What an operator lacks (x, v', z') is
 None, so each gets a kernel without it. Arrays are (rows, dim) and contiguous; v may be of any floating dtype, everything else
 happens in T, the dtype of x. Three ways, from the length of a row and the number of rows (`steps.plan`):
 
