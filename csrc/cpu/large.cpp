@@ -90,16 +90,17 @@ void Large::block(int64_t first, int64_t last) {
     }
   });
   for (int64_t i = 0; i < last - first; ++i)
-    if (keep[i]) active.push_back({first + i, 0, 0, 0, 0, 0});
+    if (keep[i]) active.push_back({first + i, 0, 0, 0, 0, 0, 0, 0});
   if (active.empty()) return;
   center_rows(active);
-  if (digits_serve(active.size())) {
+  const bool digits = digits_serve(active.size());
+  if (digits && charges_.bytes) return serve_by_digits(active);
+  if (digits) {
     screen(active);
     if (active.empty()) return;
     center_rows(active);
   }
-  if (charges_.bytes && digits_serve(active.size())) serve_by_digits(active);
-  else serve_by_floats(active);
+  serve_by_floats(active);
 }
 
 /// x − μ of the rows, one after the other, and its norm.
@@ -114,7 +115,7 @@ void Large::center_rows(std::vector<RowFacts>& rows) {
         to[k] = from[k] - center_[k];
         norm += static_cast<double>(to[k]) * to[k];
       }
-      rows[i].norm = static_cast<float>(std::sqrt(norm));
+      rows[i].norm = static_cast<float>(std::sqrt(norm)), rows[i].centred = i;
     };
   });
 }
@@ -136,15 +137,15 @@ void Large::serve_by_floats(std::vector<RowFacts>& rows) {
                        scratch.data());
     });
   }
-  for (RowFacts& row : rows) row.step = 0, row.slack = 0, row.error = gemm_error(row);
+  for (int64_t i = 0; i < count; ++i) rows[i].at = i, rows[i].error = gemm_error(rows[i]);
   answer(rows, 0, count);
 }
 
-/// Answers rows [first, last), whose u are the first rows of u_.
+/// Answers rows [first, last), whose u are known.
 void Large::answer(const std::vector<RowFacts>& rows, int64_t first, int64_t last) {
   std::vector<DenseRow> dense(last - first);
   share_out(parallel_, last - first, [&] {
-    return [&, work = Work(*this)](int64_t i) mutable { dense[i] = serve_row(rows[first + i], i, work); };
+    return [&, work = Work(*this)](int64_t i) mutable { dense[i] = serve_row(rows[first + i], work); };
   });
   dense.erase(std::remove_if(dense.begin(), dense.end(), [](const DenseRow& row) { return row.row < 0; }),
               dense.end());

@@ -46,11 +46,12 @@ class Large {
 
  private:
   struct RowFacts {
-    int64_t row;
+    int64_t row, at;    // row of the call, row of u
+    int64_t centred;    // row of centered_
     float norm;         // ‖x − μ‖
     double step;        // value of the last digit
-    float slack;        // 2‖e‖, e what the digits leave of x − μ
-    float error;        // of u, as a maximum
+    float slack;        // 2‖e‖, e what the first digit leaves of x − μ
+    float error;        // of u, as a maximum; before the product 2‖e‖ of all digits
     int32_t digit_sum;  // Σ of the first digit: what an offset of the bytes adds to their product
   };
   /// What is known of u: u_j is within slack·‖y_j − μ‖ + residual_slack·‖f_j‖ of the truth, f_j what rounding
@@ -83,14 +84,15 @@ class Large {
   bool digits_serve(int64_t rows) const;
   void screen(std::vector<RowFacts>& rows);
   bool beyond_screening(const RowFacts& row) const;
-  void split(RowFacts& row, int64_t i, int digits, int8_t* out) const;
-  void multiply_digits(const std::vector<int8_t>& digits, int64_t count, int32_t* sums);
+  void split(RowFacts& row, int digits, int8_t* out) const;
+  bool screened(const RowFacts& row, const float* u, ErrorBound errors, float largest_product, Work& work);
+  void multiply_digits(const std::vector<const int8_t*>& rows, int32_t* sums);
   void serve_by_digits(std::vector<RowFacts>& rows);
 
   // ---- large_rows.cpp ----
   bool serve_sparse(int64_t row, const float* u, int64_t a, const ErrorBound& errors, Work& work,
                     int64_t most);
-  DenseRow serve_row(const RowFacts& row, int64_t at, Work& work);
+  DenseRow serve_row(const RowFacts& row, Work& work);
   double squares_at(const float* u, int64_t row, int64_t a) const;
   void refine(int64_t row, float* weights, float* pulls, const WeightFunction& function, double bound,
               WeightSums& sums, Work& work);
@@ -98,10 +100,16 @@ class Large {
 
   // ---- large_dense.cpp ----
   void sum_dense(const std::vector<DenseRow>& rows);
-  void compact(const std::vector<DenseRow>& rows, std::vector<float>& matrix) const;
+  template <class Body>
+  void over_pieces(int64_t count, int64_t rows, Body body) const;
+  void sum_by_floats(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
+                     double WeightSums::* total, double* sums, double* shares);
+  void sum_by_digits(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
+                     double WeightSums::* total, double* sums, double* shares);
   void to_shift(const double* sums, const float* anchor, double share, double mass, float* out) const;
 
   const float* x(int64_t row) const { return static_cast<const float*>(call_.x) + row * N_; }
+  const float* centered(const RowFacts& row) const { return centered_.data() + row.centred * N_; }
   double radius(int64_t row) const { return static_cast<const float*>(call_.r)[row]; }
   double log_q(int64_t j) const { return call_.log_weights ? call_.log_weights[j] - largest_q_ : 0.0; }
   double threshold() const { return kNegligible + std::log(static_cast<double>(M_)); }

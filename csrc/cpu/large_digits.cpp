@@ -27,78 +27,62 @@ bool Large::beyond_screening(const RowFacts& row) const {
   return function.gap_of(threshold()) > usual;
 }
 
-/// Steps 1 and 2: `rows` keeps those that the digit could not serve.
+/// Step 2 for a row of which u is known up to `errors`; largest_product: of the sums that were rounded to
+/// float.
+bool Large::screened(const RowFacts& row, const float* u, ErrorBound errors, float largest_product,
+                     Work& work) {
+  const int64_t a = k_.least(u, M_);
+  const float rounding = 4 * kRound * (2 * largest_product + largest_root_ * largest_root_);
+  errors.margin = errors.slack * roots_[a] + rounding;
+  if (errors.residual_slack > 0) errors.margin += errors.residual_slack * residuals_[a];
+  return serve_sparse(row.row, u, a, errors, work, few(pair_before_product()));
+}
+
+/// Steps 1 and 2 for float charges: `rows` keeps those that the digit could not serve.
 void Large::screen(std::vector<RowFacts>& rows) {
-  std::vector<int64_t> tried;
-  std::vector<char> open(rows.size(), 1);
-  for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i)
-    if (!beyond_screening(rows[i])) tried.push_back(i);
+  std::vector<RowFacts> tried, left;
+  for (const RowFacts& row : rows) (beyond_screening(row) ? left : tried).push_back(row);
   const int64_t count = tried.size();
-  if (count == 0 || (!charges_.bytes && count < kFloatRows)) return;
+  if (count < kFloatRows) return;
   std::vector<int8_t> digits(count * N_);
-  share_out(parallel_, count,
-            [&] { return [&](int64_t i) { split(rows[tried[i]], tried[i], 1, digits.data() + i * N_); }; });
-  int32_t* sums = reinterpret_cast<int32_t*>(u_.data());
-  if (!charges_.bytes) scales_.resize(stride_), residuals_.resize(stride_);
-  multiply_digits(digits, count, sums);
+  std::vector<const int8_t*> firsts(count);
   share_out(parallel_, count, [&] {
-    return [&, work = Work(*this)](int64_t i) mutable {
-      const RowFacts& row = rows[tried[i]];
-      const float* u = u_.data() + i * stride_;
-      const float scale = static_cast<float>(2 * row.step * unit_);
-      ErrorBound errors{row.slack, 0, 0};
-      float largest_product;  // of a digit's sum, as a value: what is rounded to float
-      if (charges_.bytes) {
-        k_.scale_digit(sums + i * stride_, scale, norms_.data(), stride_);
-        largest_product = 255 * unit_ * std::sqrt(static_cast<float>(N_)) * (row.norm + row.slack);
-      } else {
-        k_.scale_rounded(sums + i * stride_, scale, 128 * row.digit_sum, scales_.data(), norms_.data(),
-                         stride_);
-        errors.residual_slack = 2 * row.norm + row.slack;
-        largest_product = 2 * largest_root_ * (row.norm + row.slack);
-      }
-      const int64_t a = k_.least(u, M_);
-      const float rounding = 4 * kRound * (2 * largest_product + largest_root_ * largest_root_);
-      errors.margin =
-          errors.slack * roots_[a] + (charges_.bytes ? 0 : errors.residual_slack * residuals_[a]) + rounding;
-      open[tried[i]] = !serve_sparse(row.row, u, a, errors, work, few(pair_before_product()));
+    return [&](int64_t i) {
+      split(tried[i], 1, digits.data() + i * N_);
+      firsts[i] = digits.data() + i * N_;
     };
   });
-  std::vector<RowFacts> left;
-  for (int64_t i = 0; i < static_cast<int64_t>(rows.size()); ++i)
-    if (open[i]) left.push_back(rows[i]);
+  int32_t* sums = reinterpret_cast<int32_t*>(u_.data());
+  scales_.resize(stride_), residuals_.resize(stride_);
+  multiply_digits(firsts, sums);
+  std::vector<char> open(count);
+  share_out(parallel_, count, [&] {
+    return [&, work = Work(*this)](int64_t i) mutable {
+      const RowFacts& row = tried[i];
+      k_.scale_rounded(sums + i * stride_, static_cast<float>(2 * row.step), 128 * row.digit_sum,
+                       scales_.data(), norms_.data(), stride_);
+      open[i] = !screened(row, u_.data() + i * stride_, {row.slack, 2 * row.norm + row.slack, 0},
+                          2 * largest_root_ * (row.norm + row.slack), work);
+    };
+  });
+  for (int64_t i = 0; i < count; ++i)
+    if (open[i]) left.push_back(tried[i]);
   rows.swap(left);
 }
 
-/// The centred row in fixed point of `digits` signed bytes, scaled by its largest entry; sets step and slack
-/// = 2‖e‖.
-void Large::split(RowFacts& row, int64_t i, int digits, int8_t* out) const {
-  const float* from = centered_.data() + i * N_;
-  float largest = 0;
-  for (int64_t k = 0; k < N_; ++k) largest = std::max(largest, std::fabs(from[k]));
-  const double most = digits == 1 ? 127.0 : 127.0 * 65536 - 32768;  // lower digits run from −128 to 127
-  const double step = row.step = largest / most, inverse = largest > 0 ? most / largest : 0;
-  double left = 0;
-  int32_t first_sum = 0;
-  for (int64_t k = 0; k < N_; ++k) {
-    const double q = std::nearbyint(from[k] * inverse), e = from[k] - q * step;
-    left += e * e;
-    int32_t whole = static_cast<int32_t>(q);
-    for (int digit = digits - 1; digit > 0; --digit) {
-      const int32_t low = ((whole + 128) & 255) - 128;
-      out[digit * N_ + k] = static_cast<int8_t>(low);
-      whole = (whole - low) / 256;
-    }
-    out[k] = static_cast<int8_t>(whole);
-    first_sum += whole;
-  }
-  row.digit_sum = first_sum;
-  row.slack = 2 * static_cast<float>(std::sqrt(left)) * (1 + 1e-6f);
+/// The centred row in `digits` signed bytes, of which the first serves the screening.
+void Large::split(RowFacts& row, int digits, int8_t* out) const {
+  const DigitSplit found = k_.split_digits(centered(row), N_, digits, out);
+  row.step = found.step;
+  row.slack = 2 * static_cast<float>(found.first_left) * (1 + 1e-6f);
+  row.error = 2 * static_cast<float>(found.left) * (1 + 1e-6f);
+  row.digit_sum = found.first_sum;
 }
 
-void Large::multiply_digits(const std::vector<int8_t>& digits, int64_t count, int32_t* sums) {
+void Large::multiply_digits(const std::vector<const int8_t*>& rows, int32_t* sums) {
+  const int64_t count = rows.size();
   std::vector<int32_t> packed(padded_rows(count) * ((N_ + 3) / 4));
-  k_.pack_digits(digits.data(), count, N_, packed.data());
+  k_.pack_digits(rows.data(), count, N_, packed.data());
   over_tiles([&](int64_t from, int64_t to) {
     std::vector<int32_t> scratch(k_.digit_scratch(count));
     if (charges_.bytes)
@@ -109,31 +93,55 @@ void Large::multiply_digits(const std::vector<int8_t>& digits, int64_t count, in
   });
 }
 
-/// Step 3 for bytes: three digits.
+/// Steps 1 to 3 for bytes: the first digit of all rows, and the other two of those that it leaves open.
 void Large::serve_by_digits(std::vector<RowFacts>& rows) {
   const int64_t count = rows.size();
   std::vector<int8_t> digits(3 * count * N_);
-  share_out(parallel_, count,
-            [&] { return [&](int64_t i) { split(rows[i], i, 3, digits.data() + 3 * i * N_); }; });
-  const int64_t group = std::clamp<int64_t>(kDigitSums / (3 * stride_), 1, count);
-  if (sums_.size() < static_cast<size_t>(3 * group * stride_)) sums_.resize(3 * group * stride_);
-  for (int64_t first = 0; first < count; first += group) {
-    const int64_t last = std::min(first + group, count);
-    const std::vector<int8_t> part(digits.begin() + 3 * first * N_, digits.begin() + 3 * last * N_);
-    multiply_digits(part, 3 * (last - first), sums_.data());
-    share_out(parallel_, last - first, [&] {
+  std::vector<const int8_t*> firsts(count);
+  share_out(parallel_, count, [&] {
+    return [&](int64_t i) {
+      rows[i].at = i;
+      split(rows[i], 3, digits.data() + 3 * i * N_);
+      firsts[i] = digits.data() + 3 * i * N_;
+    };
+  });
+  int32_t* first_sums = reinterpret_cast<int32_t*>(u_.data());
+  multiply_digits(firsts, first_sums);
+  std::vector<char> open(count, 1);
+  share_out(parallel_, count, [&] {
+    return [&, work = Work(*this), u = std::vector<float>(stride_)](int64_t i) mutable {
+      const RowFacts& row = rows[i];
+      if (beyond_screening(row)) return;
+      k_.scale_digit(first_sums + i * stride_, static_cast<float>(2 * 65536 * row.step * unit_),
+                     norms_.data(), stride_, u.data());
+      const float product = 255 * unit_ * std::sqrt(static_cast<float>(N_)) * (row.norm + row.slack);
+      open[i] = !screened(row, u.data(), {row.slack, 0, 0}, product, work);
+    };
+  });
+  rows.erase(std::remove_if(rows.begin(), rows.end(), [&](const RowFacts& row) { return !open[row.at]; }),
+             rows.end());
+  const int64_t left = rows.size(), group = std::max<int64_t>(1, kDigitSums / (2 * stride_));
+  for (int64_t first = 0; first < left; first += group) {
+    const int64_t some = std::min(group, left - first);
+    std::vector<const int8_t*> others;
+    for (int64_t i = first; i < first + some; ++i)
+      for (int digit : {1, 2}) others.push_back(digits.data() + (3 * rows[i].at + digit) * N_);
+    if (sums_.size() < static_cast<size_t>(2 * some * stride_)) sums_.resize(2 * some * stride_);
+    multiply_digits(others, sums_.data());
+    share_out(parallel_, some, [&] {
       return [&](int64_t i) {
-        const int32_t* sums = sums_.data() + 3 * i * stride_;
+        const int32_t* sums = sums_.data() + 2 * i * stride_;
         RowFacts& row = rows[first + i];
-        k_.join_digits(sums, sums + stride_, sums + 2 * stride_, 2 * row.step * unit_, norms_.data(), M_,
-                       u_.data() + i * stride_);
+        float* u = u_.data() + row.at * stride_;
+        k_.join_digits(first_sums + row.at * stride_, sums, sums + stride_, 2 * row.step * unit_,
+                       norms_.data(), M_, u);
         // e is as good as random against the charges: eight deviations of its product with the farthest two
         // of them
-        row.error = row.slack * 2 * largest_root_ * std::min(1.0f, 8 / std::sqrt(static_cast<float>(N_))) +
+        row.error = row.error * 2 * largest_root_ * std::min(1.0f, 8 / std::sqrt(static_cast<float>(N_))) +
                     2 * kRound * largest_root_ * largest_root_;
       };
     });
-    answer(rows, first, last);
+    answer(rows, first, first + some);
   }
 }
 

@@ -13,9 +13,9 @@ constexpr double kTypical = 6;   // the largest error of u, as it is bounded, ov
 
 }  // namespace
 
-Large::DenseRow Large::serve_row(const RowFacts& row, int64_t at, Work& work) {
+Large::DenseRow Large::serve_row(const RowFacts& row, Work& work) {
   const DenseRow served{-1, 0, 0, 0, {}};
-  float* u = u_.data() + at * stride_;
+  float* u = u_.data() + row.at * stride_;
   const int64_t a = k_.least(u, M_);
   const ErrorBound errors{0, 0, 4 * row.error};
   if (serve_sparse(row.row, u, a, errors, work, few(pair_after_product()))) return served;
@@ -41,7 +41,7 @@ Large::DenseRow Large::serve_row(const RowFacts& row, int64_t at, Work& work) {
   const double share = kDirectionError / moved;
   const WeightFunction function(N_, call_.aug_dim, radius(row.row),
                                 share < 1 ? squares_at(u, row.row, a) : anchor2);
-  float* pulls = score_ ? pulls_.data() + at * stride_ : nullptr;
+  float* pulls = score_ ? pulls_.data() + row.at * stride_ : nullptr;
   WeightSums sums =
       k_.weigh(u, pulls, float_q_.empty() ? nullptr : float_q_.data(), u[a],
                in_float(function, std::exp(-threshold()), M_, call_.log_weights != nullptr), M_);
@@ -52,7 +52,7 @@ Large::DenseRow Large::serve_row(const RowFacts& row, int64_t at, Work& work) {
     call_.lse[row.row] = function.anchor_log_weight() + largest_q_ + std::log(sums.mass);
     return served;
   }
-  return {row.row, at, a, function.anchor2, sums};
+  return {row.row, row.at, a, function.anchor2, sums};
 }
 
 /// ‖ρ‖² at u_a: u and ‖ρ‖² differ by a constant of the row, which the direct distances of some charges tell

@@ -10,7 +10,9 @@ namespace {
 #include "distance_gemm_few.inl"
 #include "distance_gemm_digits.inl"
 #include "weights.inl"
+#include "split_digits.inl"
 #include "weighted_sum.inl"
+#include "weighted_sum_digits.inl"
 #include "small_n.inl"
 // clang-format on
 
@@ -24,6 +26,7 @@ Kernels table_named(const char* name) {
   table.distance_gemm = distance_gemm;
   table.gemm_scratch = gemm_scratch;
   table.distance_gemm_few = distance_gemm_few;
+  table.split_digits = split_digits;
   table.pack_digits = pack_digits;
   table.distance_gemm_digits = distance_gemm_digits;
   table.distance_gemm_rounded = distance_gemm_rounded;
@@ -39,6 +42,12 @@ Kernels table_named(const char* name) {
   table.decode = decode_row;
   table.add_difference = add_difference;
   table.weighted_sum = weighted_sum;
+  table.band_charges = kBandDigits;
+  table.weight_bands = weight_bands;
+  table.largest_weights = largest_weights;
+  table.pack_weights = pack_weights;
+  table.weighted_sum_digits = weighted_sum_digits;
+  table.weighted_sum_scratch = weighted_sum_scratch;
   table.small_n_nearest = small_n_nearest;
   table.small_n_sums = small_n_sums;
   return table;

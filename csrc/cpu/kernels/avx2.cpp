@@ -29,7 +29,9 @@ inline Vector from_bytes(const uint8_t* p) {
   return (Vector)_mm256_cvtepi32_ps(
       _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
-inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+// never called: kHasBytes
+inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }
+inline void interleave_rows(const uint8_t* const (&)[4], Whole (&)[4]) {}
 /// Whether any lane of a comparison holds.
 inline bool any_of(Whole mask) { return _mm256_movemask_ps((__m256)mask) != 0; }
 /// The lowest byte of each lane.

@@ -49,6 +49,16 @@ inline Vector reciprocal_root(Vector v) {
   const Vector y = (Vector)_mm512_rsqrt14_ps((__m512)v);
   return y * fma(v * -0.5f, y * y, Vector{} + 1.5f);
 }
+/// Four rows of 64 bytes → four vectors whose lanes hold one byte of each row: lane 4 i + e of vector m those
+/// of column 16 i + 4 m + e.
+inline void interleave_rows(const uint8_t* const (&rows)[4], Whole (&quads)[4]) {
+  const __m512i a = _mm512_loadu_si512(rows[0]), b = _mm512_loadu_si512(rows[1]),
+                c = _mm512_loadu_si512(rows[2]), d = _mm512_loadu_si512(rows[3]);
+  const __m512i ab = _mm512_unpacklo_epi8(a, b), ab2 = _mm512_unpackhi_epi8(a, b),
+                cd = _mm512_unpacklo_epi8(c, d), cd2 = _mm512_unpackhi_epi8(c, d);
+  quads[0] = (Whole)_mm512_unpacklo_epi16(ab, cd), quads[1] = (Whole)_mm512_unpackhi_epi16(ab, cd);
+  quads[2] = (Whole)_mm512_unpacklo_epi16(ab2, cd2), quads[3] = (Whole)_mm512_unpackhi_epi16(ab2, cd2);
+}
 }  // namespace
 #include "all.inl"
 Kernels make_table() { return table_named("avx512"); }

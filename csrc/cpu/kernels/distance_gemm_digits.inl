@@ -7,7 +7,7 @@
 
 constexpr int64_t kQuads = 256;  // depth of a panel, in fours of coordinates
 
-void pack_digits(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed) {
+void pack_digits(const int8_t* const* x, int64_t rows, int64_t dim, int32_t* packed) {
   const int64_t padded = rows_padded(rows), quads = (dim + 3) / 4;
   for (int64_t q0 = 0; q0 < quads; q0 += kQuads) {
     const int64_t depth = quads - q0 < kQuads ? quads - q0 : kQuads;
@@ -17,25 +17,31 @@ void pack_digits(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed) {
           int8_t four[4] = {0, 0, 0, 0};
           for (int64_t b = 0; b < 4; ++b) {
             const int64_t k = 4 * (q0 + q) + b;
-            if (i0 + i < rows && k < dim) four[b] = x[(i0 + i) * dim + k];
+            if (i0 + i < rows && k < dim) four[b] = x[i0 + i][k];
           }
           std::memcpy(packed++, four, 4);
         }
   }
 }
 
+/// A register tile over `depth` quads, panel and sums kPitch apart. Signed digits (x) times bytes (the
+/// panel), added to `sums`; or, kWeights, unsigned digits times signed bytes, from zero.
+template <int kPart, int kPitch, bool kWeights>
 inline void multiply_digits(const int32_t* x, const int32_t* panel, int64_t depth, int32_t* sums) {
-  Whole sum[kTileRows][kVectors];
+  Whole sum[kTileRows][kPart];
   for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kVectors; ++v) sum[i][v] = load_whole(sums + i * kTileCharges + v * kWidth);
-  for (int64_t q = 0; q < depth; ++q, x += kTileRows, panel += kTileCharges) {
-    Whole y[kVectors];
-    for (int v = 0; v < kVectors; ++v) y[v] = load_whole(panel + v * kWidth);
+    for (int v = 0; v < kPart; ++v)
+      sum[i][v] = kWeights ? Whole{} : load_whole(sums + i * kPitch + v * kWidth);
+  for (int64_t q = 0; q < depth; ++q, x += kTileRows, panel += kPitch) {
+    Whole y[kPart];
+    for (int v = 0; v < kPart; ++v) y[v] = load_whole(panel + v * kWidth);
     for (int i = 0; i < kTileRows; ++i)
-      for (int v = 0; v < kVectors; ++v) sum[i][v] = dot_bytes(sum[i][v], y[v], all_whole(x[i]));
+      for (int v = 0; v < kPart; ++v)
+        sum[i][v] = kWeights ? dot_bytes(sum[i][v], all_whole(x[i]), y[v])
+                             : dot_bytes(sum[i][v], y[v], all_whole(x[i]));
   }
   for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kVectors; ++v) store_whole(sums + i * kTileCharges + v * kWidth, sum[i][v]);
+    for (int v = 0; v < kPart; ++v) store_whole(sums + i * kPitch + v * kWidth, sum[i][v]);
 }
 
 inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
@@ -118,7 +124,7 @@ inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t di
     pack_quads(depth, reinterpret_cast<float*>(panel),
                [&](int charge, int64_t q) { return quads(charge, q0 + q); });
     for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
-      multiply_digits(x, panel, depth, sums + i0 * kTileCharges);
+      multiply_digits<kVectors, kTileCharges, false>(x, panel, depth, sums + i0 * kTileCharges);
   }
   for (int64_t i = 0; i < rows; ++i)
     for (int v = 0; v < kVectors; ++v)
@@ -156,15 +162,15 @@ void distance_gemm_rounded(const int32_t* packed, int64_t rows, const ChargeView
   }
 }
 
-/// In place, sums → u: one digit, norms[j] − scale·sum.
-void scale_digit(int32_t* sums, float scale, const float* norms, int64_t count) {
-  float* u = reinterpret_cast<float*>(sums);
+/// One digit's sums → u: norms[j] − scale·sum.
+void scale_digit(const int32_t* sums, float scale, const float* norms, int64_t count, float* u) {
   for (int64_t j = 0; j < count; j += kWidth) {  // rows are padded to whole tiles
     const Vector sum = __builtin_convertvector(load_whole(sums + j), Vector);
     store(u + j, fma(all(-scale), sum, load(norms + j)));
   }
 }
 
+/// The same of rounded floats, in place.
 void scale_rounded(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms,
                    int64_t count) {
   float* u = reinterpret_cast<float*>(sums);

@@ -18,7 +18,9 @@ inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector from_bytes(const uint8_t* p) {
   return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
 }
-inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }  // never called: kHasBytes
+// never called: kHasBytes
+inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }
+inline void interleave_rows(const uint8_t* const (&)[4], Whole (&)[4]) {}
 /// Whether any lane of a comparison holds.
 inline bool any_of(Whole mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
 /// The lowest byte of each lane.

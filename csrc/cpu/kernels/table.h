@@ -40,6 +40,19 @@ struct SmallNRow {
   bool precise;    // gaps in double: the exponent multiplies what float would lose
 };
 
+/// A row in digits: x = step · number + e.
+struct DigitSplit {
+  double step, left, first_left;  // ‖e‖, and what the first digit alone leaves
+  int32_t first_sum;              // Σ of the first digits
+};
+
+/// The weights of one row in digits: where its digit rows begin, and the value of a step in each band.
+struct WeightDigits {
+  int64_t first;
+  int digits;
+  const float* steps;
+};
+
 struct Kernels {
   const char* name;
   int tile_rows;     // rows of x in a register tile
@@ -61,8 +74,10 @@ struct Kernels {
   void (*distance_gemm_few)(const float* x, int64_t rows, const ChargeView& charges, int64_t count,
                             int64_t first, int64_t last, float scale, const float* norms, float* u,
                             int64_t stride);
-  /// Signed digits of x with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
-  void (*pack_digits)(const int8_t* x, int64_t rows, int64_t dim, int32_t* packed);
+  /// x as fixed point in `digits` signed bytes, into `out` (digits, dim), the highest first.
+  DigitSplit (*split_digits)(const float* x, int64_t dim, int digits, int8_t* out);
+  /// Rows of signed digits (dim) with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
+  void (*pack_digits)(const int8_t* const* x, int64_t rows, int64_t dim, int32_t* packed);
   void (*distance_gemm_digits)(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
                                int64_t first, int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
   /// The same with float charges less `center` rounded to bytes on the way: y_j − μ = scales[j]·(byte − 128)
@@ -71,9 +86,10 @@ struct Kernels {
                                 int64_t first, int64_t last, const float* center, int32_t* out,
                                 int64_t stride, float* scales, float* residuals, int32_t* scratch);
   int64_t (*digit_scratch)(int64_t rows);  // int32
-  /// One row of such sums → u in place; three rows, of three digits → u from the least on.
-  void (*scale_digit)(int32_t* sums, float scale, const float* norms, int64_t count);
-  /// The same of rounded floats: norms[j] − scale·scales[j]·(sum − offset).
+  /// One row of such sums → u; three rows, of three digits → u from the least on, which may lie where the
+  /// first is.
+  void (*scale_digit)(const int32_t* sums, float scale, const float* norms, int64_t count, float* u);
+  /// One row of rounded floats, in place: norms[j] − scale·scales[j]·(sum − offset).
   void (*scale_rounded)(int32_t* sums, float scale, int32_t offset, const float* scales, const float* norms,
                         int64_t count);
   void (*join_digits)(const int32_t* first, const int32_t* second, const int32_t* third, double scale,
@@ -104,6 +120,21 @@ struct Kernels {
   /// sums[g·dim + k] += Σ_j weights[g·stride + j] y_jk (bytes: byte − 128) for k in [first, last).
   void (*weighted_sum)(const float* weights, int64_t rows, int64_t stride, const ChargeView& charges,
                        int64_t count, int64_t first, int64_t last, double* sums);
+
+  // ---- kernels/weighted_sum_digits.inl
+  int64_t band_charges;                    // charges in a band, whose weights share a step
+  int64_t (*weight_bands)(int64_t count);  // how many bands there are
+  void (*largest_weights)(const float* weights, int64_t count, float* largest);
+  /// Weights of a row as whole numbers of `digits` bytes into the digit rows from `first` on, of `padded`
+  /// (whole tiles); `steps`, the largest weights of the bands, become the values of a step. Returns Σ number
+  /// · step.
+  double (*pack_weights)(const float* weights, int64_t count, int digits, int64_t first, int64_t padded,
+                         int32_t* packed, float* steps);
+  /// sums[g·dim + k] += Σ_j number_gj · step · (byte_jk − 128) for k in [first, last).
+  void (*weighted_sum_digits)(const int32_t* packed, const WeightDigits* rows, int64_t count_rows,
+                              int64_t padded, const ChargeView& charges, int64_t count, int64_t first,
+                              int64_t last, double* sums, int32_t* scratch);
+  int64_t (*weighted_sum_scratch)(int64_t padded);  // int32
 
   // ---- kernels/small_n.inl
   /// The charge nearest to x, charges as columns (dim, stride), padded to whole vectors; `squares` (stride)
