@@ -35,6 +35,10 @@ class CheckpointError(PfgmError, RuntimeError):
     """A checkpoint is truncated, corrupt or of another program; the message says what was expected."""
 
 
+class RankError(PfgmError, RuntimeError):
+    """Another process of a distributed run has gone; the message says what is lost, what stays, and how to go on."""
+
+
 class SolverError(PfgmError, RuntimeError):
     """An adaptive solver cannot go on; the message says where and what may help."""
 

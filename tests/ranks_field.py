@@ -14,7 +14,10 @@ from torch.distributed.device_mesh import init_device_mesh
 import pfgm_fast as pf
 from pfgm_fast import charges_distributed, partials
 from pfgm_fast.charges_distributed import DistributedCharges
+from tests import forked
 from tests.cases import CASES, direction_error
+
+SIZE = 4
 
 BAR = 1e-6
 """Of ranks against one process, relative to the quantity: the issue's bar."""
@@ -195,16 +198,16 @@ def a_planted_fault_is_seen() -> None:
     raise AssertionError("a merge without weights was not seen")
 
 
-def main(folder: Path) -> None:
-    size = dist.get_world_size()
-    groups = [dist.new_group(list(range(count))) for count in range(1, size)]
-    every = [*groups, init_device_mesh("cpu", (size,))]
-    for count, group in enumerate(every, 1):
-        if dist.get_rank() < count:
-            hard_cases(group)
-            classes_weights_and_sampling(group)
-            fewer_charges_than_ranks_and_separate_parts(group)
-            bytes_sent(group)
-            files(group if count < size else None, folder)
-    a_planted_fault_is_seen()
-    refused(pf.ArgumentError, "name one", pf.Charges(torch.zeros(3, 2)).shard, init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("a", "b")))  # fmt: skip
+def main(rank: int, folder: Path) -> None:
+    with forked.group(folder, "field", rank, SIZE):
+        groups = [dist.new_group(list(range(count))) for count in range(1, SIZE)]
+        for count, group in enumerate([*groups, init_device_mesh("cpu", (SIZE,))], 1):
+            if rank < count:
+                hard_cases(group)
+                classes_weights_and_sampling(group)
+                fewer_charges_than_ranks_and_separate_parts(group)
+                bytes_sent(group)
+                files(group if count < SIZE else None, folder)
+        a_planted_fault_is_seen()
+        mesh = init_device_mesh("cpu", (2, SIZE // 2), mesh_dim_names=("a", "b"))
+        refused(pf.ArgumentError, "name one", pf.Charges(torch.zeros(3, 2)).shard, mesh)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from pfgm_fast._version import __version__
-from pfgm_fast.cli import bench, compare, console, demo, evaluate, info, sample, selftest, study, train
+from pfgm_fast.cli import bench, compare, console, demo, evaluate, info, ranks, sample, selftest, study, train
 
 COMMANDS = (demo, train, sample, evaluate, compare, study, bench, selftest, info)
 
@@ -17,6 +17,7 @@ examples
   pfgm-fast train --preset cifar10 --data cifar-10-batches-py --out runs/cifar
   pfgm-fast sample runs/cifar --count 64 --solver heun --steps 20 --out samples.png
   pfgm-fast evaluate runs/cifar --count 2048
+  torchrun --nproc-per-node 8 -m pfgm_fast train …   the same on 8 processes; also sample, evaluate, study
   pfgm-fast compare --data mnist-folder --out reports/mnist
   pfgm-fast bench --charges 4096 --dim 3072          the field kernel against the alternatives, here
   pfgm-fast selftest                                 is what is installed right? two minutes at most
@@ -46,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = "pfgm-fast"
     try:
         options = parser().parse_args(arguments)
-        command = f"pfgm-fast {options.command}"
-        with console.warnings_in_one_line(command):
+        command = f"pfgm-fast {options.command}{console.rank()}"
+        with console.warnings_in_one_line(command), ranks.taking_part(options):
             status = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from pfgm_fast import extras
 from pfgm_fast.errors import PfgmError
+from pfgm_fast.world import launched
 
 TRACEBACK = "PFGM_FAST_TRACEBACK"
 """Environment variable: 1 gives the traceback of whatever fails."""
@@ -53,7 +54,14 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(FAILED, f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n")
+        said = f"{self.prog}: {one_line(message)} (see {self.prog} --help)\n"
+        self.exit(FAILED, said if launched().writer else None)
+
+
+def rank() -> str:
+    """ " [rank 1 of 4]" where torchrun started this process; else nothing."""
+    here = launched()
+    return f" [rank {here.rank} of {here.size}]" if here.size > 1 else ""
 
 
 @contextmanager

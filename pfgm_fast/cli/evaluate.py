@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pfgm_fast.cli.networks import add_network, cache_of, config_of, trained
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
 from pfgm_fast.cli.sample import draw
 from pfgm_fast.errors import ArgumentError, CheckpointError
+from pfgm_fast.world import world
 
 
 def add(commands: Any) -> None:
@@ -49,7 +51,7 @@ def add(commands: Any) -> None:
     command.add_argument("--json", type=Path, help="write the figures there too")
     add_sampling(command, 512)
     add_device(command)
-    command.set_defaults(run=run, labels=None, temperature=1.0, interpolate=None)
+    command.set_defaults(run=run, shares=True, labels=None, temperature=1.0, interpolate=None)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -77,6 +79,9 @@ def run(options: argparse.Namespace) -> None:
     if options.json is not None:
         writable(options.json)
     images, evaluations, seconds, _ = draw(options)
+    likelihood = likelihood_figures(options, found) if options.likelihood else {}
+    if images is None:  # the figures are the writer's
+        return
     cache = cache_of(options)
     real = found.charges().values()
     neighbors = nearest_neighbors(images, real)
@@ -98,8 +103,7 @@ def run(options: argparse.Namespace) -> None:
     if options.inception:
         drawn, data_pixels = (torch.from_numpy(to_bytes(part)).permute(0, 3, 1, 2) for part in (images, real))
         figures |= inception_metrics(drawn, data_pixels, options.inception, cache)
-    if options.likelihood:
-        figures |= likelihood_figures(options, found)
+    figures |= likelihood
     if options.invert:
         figures |= inversion_figures(options, found)
     for name, value in figures.items():
@@ -145,30 +149,38 @@ def some_images(options: argparse.Namespace, images: Any, count: int) -> tuple[A
 
 
 def likelihood_figures(options: argparse.Namespace, images: Any) -> dict[str, Any]:
-    """Bits per dimension of N images, their standard error, and the evaluations of the network that they took."""
+    """Bits per dimension of N images, their standard error, and the evaluations of the network that they took; under torchrun the writer's
+    alone, of batches that are shared out."""
     import torch
 
     from pfgm_fast.likelihood import bits_per_dim
+    from pfgm_fast.seeds import image_seeds
 
     net, method, _ = trained(options)
     pixels, labels = some_images(options, images, options.likelihood)
-    generator = torch.Generator(device(options)).manual_seed(options.seed)
-    bits, evaluations = [], 0
-    for first in range(0, len(pixels), options.batch):
+    here = world()
+
+    def one(k: int) -> tuple[Any, int]:
+        first = k * options.batch
         part = slice(first, first + options.batch)
+        draws = torch.Generator(device(options)).manual_seed(image_seeds(options.seed, 1, first)[0])
         found = bits_per_dim(
             net,
             pixels[part],
             method,
             probes=options.probes,
             labels=None if labels is None else labels[part],
-            generator=generator,
+            generator=draws,
             rtol=options.tolerance,
             atol=options.tolerance,
-            progress=True,
+            progress=here.writer,
         )
-        bits.append(found.bits)
-        evaluations = max(evaluations, found.nfe)
+        return found.bits.cpu(), found.nfe
+
+    parts = here.spread(math.ceil(len(pixels) / options.batch), one)
+    if parts is None:
+        return {}
+    bits, evaluations = [b for b, _ in parts], max(nfe for _, nfe in parts)
     every = torch.cat(bits)
     return {
         "bits_per_dim": float(every.mean()),

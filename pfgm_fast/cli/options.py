@@ -10,6 +10,7 @@ import torch
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.training import RunConfig, settings
 from pfgm_fast.training.settings import merged as merged
+from pfgm_fast.world import launched, local_rank
 
 
 def add_device(command: argparse.ArgumentParser) -> None:
@@ -52,6 +53,8 @@ def device(options: argparse.Namespace) -> torch.device:
         raise ArgumentError(f"--device {options.device}: {error}") from None
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ArgumentError("--device cuda: PyTorch sees no CUDA device here (see `pfgm-fast info`)")
+    if found.type == "cuda" and found.index is None and launched().size > 1:
+        return torch.device("cuda", local_rank())
     return found
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
 from pfgm_fast.cli.networks import add_network, trained
 from pfgm_fast.cli.options import add_device, add_sampling, device, positive
 from pfgm_fast.errors import ArgumentError, NonFiniteError
+from pfgm_fast.world import world
 
 
 def add(commands: Any) -> None:
@@ -45,7 +47,7 @@ def add(commands: Any) -> None:
     )
     add_sampling(command, 64)
     add_device(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, shares=True)
 
 
 def classes(text: str) -> list[str]:
@@ -59,7 +61,10 @@ def classes(text: str) -> list[str]:
 
 
 def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
-    """(images (count, C, H, W) on the CPU, evaluations of the network a sample, seconds, the run's config)."""
+    """(images (count, C, H, W) on the CPU, evaluations of the network a sample, seconds, the run's config).
+
+    Under torchrun the batches are shared out; the writer has the images, the other ranks None in their place.
+    """
     import time
 
     import torch
@@ -78,9 +83,14 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
         starts = _rows(method, shape, options, torch.Generator(where).manual_seed(options.seed))
         total = len(starts)
         labels = None if labels is None else labels.repeat_interleave(options.interpolate)
-    parts, evaluations, began = [], 0, time.perf_counter()
-    for first in range(0, total, options.batch):
-        part = slice(first, min(first + options.batch, total))
+    here, began = world(), time.perf_counter()
+    batch = options.batch
+    if options.solver != "rk45":  # whose steps are common to a batch, which must then not depend on the ranks
+        batch = min(batch, math.ceil(total / here.size))
+
+    def one(k: int) -> tuple[Any, int]:
+        first = k * batch
+        part = slice(first, min(first + batch, total))
         out = sample(
             net,
             (part.stop - first, *shape),
@@ -91,11 +101,14 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
             method=method,
             labels=None if labels is None else labels[part].to(where),
             temperature=options.temperature,
-            progress=True,
+            progress=here.writer,
         )
-        parts.append(out.x.cpu())
-        evaluations = max(evaluations, out.nfe)
-    drawn = torch.cat(parts)
+        return out.x.cpu(), out.nfe
+
+    parts = here.spread(math.ceil(total / batch), one)
+    if parts is None:
+        return None, 0, time.perf_counter() - began, config
+    drawn, evaluations = torch.cat([x for x, _ in parts]), max(nfe for _, nfe in parts)
     _refuse_nonfinite(drawn, options)
     return drawn, evaluations, time.perf_counter() - began, config
 
@@ -164,6 +177,8 @@ def run(options: argparse.Namespace) -> None:
     if options.images is not None:
         writable(options.images / _name(options.seed, 0))
     images, evaluations, seconds, _ = draw(options)
+    if images is None:
+        return
     if out is not None:
         _write(images, out, options.interpolate)
     if options.images is not None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from pfgm_fast.cli.options import add_device, device, positive
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.world import world
 
 FIGURES = "the study's figures need"
 
@@ -66,7 +70,7 @@ def _add_optimal_loss(studies: Any) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--out", type=Path, default=Path("out/study"), help="folder (default out/study)")
     add_device(command)
-    command.set_defaults(run=run_optimal_loss)
+    command.set_defaults(run=run_optimal_loss, shares=True)
 
 
 def run_optimal_loss(options: argparse.Namespace) -> None:
@@ -84,15 +88,18 @@ def run_optimal_loss(options: argparse.Namespace) -> None:
     charges = images.charges(labels=options.per_class).to(device(options))
     ratio = math.log(options.sigma_max / options.sigma_min) / max(1, options.points - 1)
     sigmas = [options.sigma_min * math.exp(ratio * i) for i in range(options.points)]
-    results = optimal_loss(
-        charges,
-        sigmas,
-        options.aug_dim,
-        queries=options.queries,
-        conditional=options.per_class,
-        seed=options.seed,
-        progress=True,
-    )
+    todo, here = list(itertools.product(options.aug_dim, sigmas)), world()
+
+    def one(k: int) -> Any:
+        dim, sigma = todo[k]
+        return optimal_loss(
+            charges, [sigma], [dim], queries=options.queries, conditional=options.per_class, seed=options.seed
+        )[0]
+
+    with tqdm(total=len(todo), unit="point", disable=not here.writer) as bar:
+        results = here.spread(len(todo), lambda k: (one(k), bar.update(min(here.size, len(todo) - k)))[0])
+    if results is None:
+        return
     sigma_data = math.sqrt(float(charges.sq_norms.mean()) / charges.dim)
     what = (
         f"{images.name} ({len(charges)} charges of {charges.dim}{', per class' if options.per_class else ''})"
@@ -114,7 +121,7 @@ def _add_memorization(studies: Any) -> None:
     command.add_argument("--threshold", type=float, default=1 / 3, help="default 1/3")
     command.add_argument("--json", type=Path, help="ratio, nearest image and distance of each sample, there")
     add_device(command)
-    command.set_defaults(run=run_memorization)
+    command.set_defaults(run=run_memorization, shares=True)
 
 
 def run_memorization(options: argparse.Namespace) -> None:
@@ -123,11 +130,17 @@ def run_memorization(options: argparse.Namespace) -> None:
     from pfgm_fast import data
     from pfgm_fast.files import write_beside
     from pfgm_fast.studies import memorization
+    from pfgm_fast.studies.memorization import joined
 
     where = device(options)
     charges = data.load(options.data).charges().to(where)
     samples = data.load(options.samples).charges().to(where).values()
-    found = memorization(samples, charges, options.threshold)
+    here = world()
+    part = memorization(samples[here.share(len(samples))], charges, options.threshold)
+    every = here.spread(here.size, lambda k: part)  # rank k's is the k-th
+    if every is None:
+        return
+    found = joined(every)
     quartiles = found.ratio.quantile(found.ratio.new_tensor([0.0, 0.25, 0.5, 0.75, 1.0])).tolist()
     print(f"samples        {len(samples)}, data {len(charges)}")
     print(
@@ -164,7 +177,7 @@ def _add_exact(studies: Any) -> None:
     command.add_argument(
         "--quick", action="store_true", help="fewer steps, for data on which a field takes long"
     )
-    command.set_defaults(run=run_exact)
+    command.set_defaults(run=run_exact, shares=True)
 
 
 def run_exact(options: argparse.Namespace) -> None:
@@ -183,6 +196,8 @@ def run_exact(options: argparse.Namespace) -> None:
     )
     charges = images.charges().to(device(options))
     points = ExactStudy(charges, plan, options.out).run()
+    if points is None:
+        return
     write_exact(options.out, points, _described(images, charges), plan.samples)
     print(f"in {options.out}: exact.md, accuracy.png, steps.png, points.jsonl")
 
@@ -195,7 +210,7 @@ def _add_errors(studies: Any) -> None:
         "angles, or of the amplitude. Writes errors.md with its picture; can be stopped, and goes on.",
     )
     _add_claim(command, 1000)
-    command.set_defaults(run=run_error_study)
+    command.set_defaults(run=run_error_study, shares=True)
 
 
 def run_error_study(options: argparse.Namespace) -> None:
@@ -214,6 +229,8 @@ def run_error_study(options: argparse.Namespace) -> None:
     began = time.perf_counter()
     charges = images.charges().to(device(options))
     points = run_errors(charges, plan, options.out)
+    if points is None:
+        return
     write_errors(options.out, points, _described(images, charges), plan.samples, time.perf_counter() - began)
     print(f"in {options.out}: errors.md, errors.png, errors.jsonl")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pfgm_fast.cli.options import add_device, assignments, device, merged
 from pfgm_fast.errors import CheckpointError
+from pfgm_fast.world import world
 
 
 def add(commands: Any) -> None:
@@ -50,7 +51,7 @@ def add(commands: Any) -> None:
         help="change a setting: train.lr=1e-4, train.flip=no, network.width=64, method.name=pfgmpp, method.sigma=0.02 … (repeatable)",
     )
     add_device(command)
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, shares=True)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,7 +62,8 @@ def run(options: argparse.Namespace) -> None:
     given = _given(options)
     preset_name = given.pop("preset", None)
     out = options.out or Path("runs") / _name(given.get("data"), preset_name)
-    refuse_if_held(out)
+    if world().writer:
+        refuse_if_held(out)
     config, images = settled(options.set, given, preset_name, out)
     trainer = Trainer(config, out, where, images)
     for line in header(trainer):

@@ -44,8 +44,12 @@ class Method(Protocol):
         charges: Charges,
         generator: torch.Generator | None,
         labels: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Tensor:
-        """Training loss of each of images (B, *shape), the charges at index (B,): (B,), differentiable in the network's parameters."""
+        """Training loss of each of images (B, *shape), the charges at index (B,): (B,), differentiable in the network's parameters.
+
+        rows: those of the images that are wanted, of which the loss then is; draws are of all of them, so that processes which share a
+        batch draw what one would."""
         ...
 
     def prior(self, shape: tuple[int, ...], **where: Any) -> Tensor:

@@ -123,6 +123,7 @@ class PFGM(Hyperparameters):
         charges: Charges,
         generator: torch.Generator | None,
         labels: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Tensor:
         """Squared error of the N + 1 components of v against the target over all charges, reduced (B,): algorithm 1.
 
@@ -130,7 +131,8 @@ class PFGM(Hyperparameters):
         `charges` may be the whole data set. A network that returns v_x alone learns its N components.
         """
         with torch.no_grad():
-            x, z = self.perturb(images, generator)
+            x, z = (drawn[rows] for drawn in self.perturb(images, generator))
+            labels = None if labels is None else labels[rows]
             target, target_z = pfgm_target(x, z, charges, self.gamma, labels=labels)
         vx, vz = call_network(self.network(net), x, z, labels)
         squares = (vx.float() - target).square().flatten(1).sum(1)

@@ -113,11 +113,13 @@ class PFGMpp(Hyperparameters):
         charges: Charges,
         generator: torch.Generator | None,
         labels: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Tensor:
         """Weighted squared error of the denoiser against the posterior mean, reduced (B,) (eq. 7; EDM eq. 2, λ of table 1)."""
         with torch.no_grad():
-            x, sigma = self.perturb(images, generator)
-            target = images
+            x, sigma = (drawn[rows] for drawn in self.perturb(images, generator))
+            labels = None if labels is None else labels[rows]
+            target = images[rows]
             if self.stable:
                 target = posterior_mean(x, sigma * self.radius_scale, charges, self.aug_dim, labels=labels)
         squares = (self.denoise(net, x, sigma, labels) - target).square().flatten(1).sum(1)

@@ -79,9 +79,11 @@ class SDE(Hyperparameters):
         charges: Charges,
         generator: torch.Generator | None,
         labels: Tensor | None = None,
+        rows: slice = slice(None),
     ) -> Tensor:
         """(s(t) score + ε)² of an image, reduced (B,): denoising score matching, eq. 7 with λ = s²."""
-        x, t, noise = self._perturb(images, generator)
+        x, t, noise = (drawn[rows] for drawn in self._perturb(images, generator))
+        labels = None if labels is None else labels[rows]
         prediction, _ = call_network(self.network(net), x, TIME_SCALE * t, labels)
         squares = (prediction.float() + noise).square().flatten(1).sum(1)
         return self.reduced(squares, images[0].numel())

@@ -28,6 +28,7 @@ from pfgm_fast.sampling import sample
 from pfgm_fast.studies.exact import METHODS, make
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.quality import Quality, Target
+from pfgm_fast.world import world
 
 KINDS = ("smooth", "direction", "amplitude")
 """smooth: any direction; direction: at right angles to the target; amplitude: along it."""
@@ -139,21 +140,27 @@ class ErrorPoint:
         return cls(**{**values, "quality": None if quality is None else Quality(**quality)})
 
 
-def run_errors(charges: Charges, plan: ErrorPlan, folder: Path, progress: bool = True) -> list[ErrorPoint]:
-    """Every point of the plan; points are kept in `folder/errors.jsonl`, so that a study that was stopped goes on."""
+def run_errors(
+    charges: Charges, plan: ErrorPlan, folder: Path, progress: bool = True
+) -> list[ErrorPoint] | None:
+    """Every point of the plan; points are kept in `folder/errors.jsonl`, so that a study that was stopped goes on. Under torchrun the points
+    are shared out, and the writer alone has them."""
+    here = world()
     file = PointFile(folder / "errors.jsonl", ErrorPoint.from_dict)
     target = Target(charges)
-    points = []
-    for name in plan.methods:
-        method = make(name, charges)
-        for kind, strength, seed in product(plan.kinds, plan.strengths, plan.seeds):
-            measure = partial(_measure, charges, target, name, method, kind, strength, seed, plan)
-            point, new = file.get(f"{name}/{kind}/{strength:g}/{seed}", measure)
-            if new and progress:
-                told = "lost" if point.quality is None else f"error {point.quality.error:.4f}"
-                print(f"{point.key}: {told}", flush=True)
-            points.append(point)
-    return points
+    here.wait()  # every rank has read the file to which all append from here on
+    todo = list(product(plan.methods, plan.kinds, plan.strengths, plan.seeds))
+
+    def one(k: int) -> ErrorPoint:
+        name, kind, strength, seed = todo[k]
+        measure = partial(_measure, charges, target, name, make(name, charges), kind, strength, seed, plan)
+        point, new = file.get(f"{name}/{kind}/{strength:g}/{seed}", measure)
+        if new and progress:
+            told = "lost" if point.quality is None else f"error {point.quality.error:.4f}"
+            print(f"{point.key}: {told}", flush=True)
+        return point
+
+    return here.spread(len(todo), one)
 
 
 def _measure(

@@ -25,6 +25,7 @@ from pfgm_fast.sampling import sample
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.quality import Quality, Target
+from pfgm_fast.world import world
 
 METHODS = ("pfgm", "pfgmpp-1", "pfgmpp-128", "pfgmpp-2048", "edm", "ve", "vp", "subvp")
 ODES = ("euler", "heun", "dpm_solver++")
@@ -113,19 +114,27 @@ class ExactStudy:
         self.target = Target(charges)
         self._solutions: dict[tuple[str, int], Tensor] = {}
 
-    def run(self) -> list[ExactPoint]:
-        """Every point of the plan, in its order."""
-        floor = self.target.floor(self.plan.samples)
-        write_beside(
-            self.folder / "floor.json", json.dumps({"excess": floor, "samples": self.plan.samples}).encode()
-        )
-        points = []
-        for name in self.plan.methods:
-            method = make(name, self.charges)
-            for solver, steps in self.plan.samplers(name):
-                points += self._sampler(name, method, solver, steps)
-            self._solutions.clear()
-        return points
+    def run(self) -> list[ExactPoint] | None:
+        """Every point of the plan, in its order. Under torchrun the samplers are shared out, and the writer alone has the points."""
+        here = world()
+        if here.writer:
+            floor = self.target.floor(self.plan.samples)
+            kept = json.dumps({"excess": floor, "samples": self.plan.samples}).encode()
+            write_beside(self.folder / "floor.json", kept)
+        here.wait()  # every rank has read the file to which all append from here on
+        todo = [(name, *sampler) for name in self.plan.methods for sampler in self.plan.samplers(name)]
+        last = ""
+
+        def one(k: int) -> list[ExactPoint]:
+            nonlocal last
+            name, solver, steps = todo[k]
+            if name != last:
+                self._solutions.clear()
+                last = name
+            return self._sampler(name, make(name, self.charges), solver, steps)
+
+        found = here.spread(len(todo), one)
+        return None if found is None else [point for points in found for point in points]
 
     def _sampler(self, name: str, method: Method, solver: str, steps: tuple[int, ...]) -> list[ExactPoint]:
         points: list[ExactPoint] = []

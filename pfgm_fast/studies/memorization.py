@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,17 @@ def memorization(
     ratio = torch.where(second > 0, first / second, 1.0)
     copies = ratio < threshold
     return Memorization(ratio, nearest, first, copies, float(copies.double().mean()) if len(copies) else 0.0)
+
+
+def joined(parts: Sequence[Memorization]) -> Memorization:
+    """That of all samples, from those of parts of them."""
+    ratio, nearest, distance, copies = (
+        torch.cat([getattr(part, name) for part in parts])
+        for name in ("ratio", "nearest", "distance", "copies")
+    )
+    return Memorization(
+        ratio, nearest, distance, copies, float(copies.double().mean()) if len(copies) else 0.0
+    )
 
 
 def _equal_to_first(charges: Charges, index: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from pfgm_fast.training.guards import (
 from pfgm_fast.training.lock import RunLock
 from pfgm_fast.training.log import MetricsLog
 from pfgm_fast.training.loggers import Logger, of_settings
+from pfgm_fast.training.parallel import Parallel, SilentLog
 from pfgm_fast.training.stop import on_signals
 from pfgm_fast.training.watch import Watch, duration
 
@@ -93,7 +95,8 @@ class Trainer:
             config, method=self.method.to_dict(), dataset=record, data=absolute(config.data)
         )
         same_run(self.folder, self.config)
-        self._loggers = [*of_settings(self.config, self.folder), *loggers]
+        self.parallel = Parallel(train, self.device, self.folder)
+        self._loggers = [*of_settings(self.config, self.folder), *loggers] if self.writes else []
 
         torch.manual_seed(train.seed)
         format_ = torch.channels_last if train.channels_last else torch.contiguous_format
@@ -110,13 +113,21 @@ class Trainer:
         if saved is not None:
             self._restore(saved)
         self._seen_on_disk = newest(self.folder)
-        self._network = torch.compile(self.net) if train.compile else self.net
-        self._stop = False
+        self.parallel.agree(self._step)
+        self.parallel.own_draws({} if saved is None else saved.tensors, self._step)
+        network = torch.compile(self.net) if train.compile else self.net
+        self._network = self.parallel.wrap(network, own=self.config.own_network is not None)
+        self._asked = self._stop = False
 
     @property
     def step(self) -> int:
         """Updates done so far."""
         return self._step
+
+    @property
+    def writes(self) -> bool:
+        """This process writes the folder: the only one, or rank 0."""
+        return self.parallel.world.writer
 
     def run(self, until: int | None = None, progress: bool = True) -> None:
         """Train to `until` updates (≥ 0; default, and at most: the config's), checkpoint, and return.
@@ -128,29 +139,32 @@ class Trainer:
         if until < 0:
             raise ArgumentError(f"until must be ≥ 0 updates; got {until}")
         until = min(until, self.config.train.steps)
+        shown = progress and self.writes
         with (
-            RunLock(self.folder).held() as lock,
+            self.parallel.watched(lambda: self._saved),
+            RunLock(self.folder).held() if self.writes else nullcontext(RunLock(self.folder)) as lock,
             on_signals(self._request_stop),
-            tqdm(
-                total=until, initial=self._step, disable=not progress, unit="step", dynamic_ncols=True
-            ) as bar,
+            tqdm(total=until, initial=self._step, disable=not shown, unit="step", dynamic_ncols=True) as bar,
         ):
             self._refuse_if_overtaken()
-            log = MetricsLog(self.folder, self._step, self._loggers)
+            log = MetricsLog(self.folder, self._step, self._loggers) if self.writes else SilentLog()
             try:
                 self._loop(until, log, bar, lock)
             finally:
                 log.close()
+            self.parallel.world.wait()
         if self._stop:
             raise KeyboardInterrupt(f"stopped at step {self._step}; the checkpoint is in {self.folder}")
 
-    def _loop(self, until: int, log: MetricsLog, bar: Any, lock: RunLock) -> None:
+    def _loop(self, until: int, log: MetricsLog | SilentLog, bar: Any, lock: RunLock) -> None:
         train = self.config.train
         watch = Watch(self.folder, train.skip_nonfinite)
         began, start, done, first = time.perf_counter() - log.seconds, self._step, self._step, True
         warm = began
         while self._step < until and not self._stop:
+            self.parallel.ask(self._asked)
             loss, norm = self._update()
+            self._stop = self.parallel.stop(self._asked)
             watch.add(self._step + 1, self._rate(self._step), loss, norm)
             self._step += 1
             logged = train.log_every > 0 and (self._step % train.log_every == 0 or self._step == until)
@@ -160,7 +174,7 @@ class Trainer:
                 watch.look(self._saved)
             if first:
                 first, warm = False, time.perf_counter()
-                self.config.save(self.folder)
+                self._save_config()
                 log.begin()
             bar.update()
             lock.renew()
@@ -183,14 +197,18 @@ class Trainer:
                 )
                 bar.set_postfix(loss=f"{figures[0]:.4f}", refresh=False)
                 log.seconds, done = seconds, self._step
-            if sampled:
+            if sampled and self.writes:
                 self._sample_grid(log)
             if saved and self._step < until:
                 self.save()
         if first:  # nothing was left to do
-            self.config.save(self.folder)
+            self._save_config()
         if self._saved != self._step:
             self.save()
+
+    def _save_config(self) -> None:
+        if self.writes:
+            self.config.save(self.folder)
 
     def _refuse_if_overtaken(self) -> None:
         """Raises: CheckpointError where the folder went on since this trainer read it."""
@@ -204,24 +222,27 @@ class Trainer:
         """The averaged network, in evaluation mode."""
         return self.averages[which].module.eval()
 
-    def save(self) -> Path:
-        """Checkpoint now. Raises: CheckpointError where the disk is full, NonFiniteError where weights are not finite; earlier
+    def save(self) -> None:
+        """Checkpoint now, on every rank at once; rank 0 writes. Raises: CheckpointError where the disk is full, NonFiniteError where weights are not finite; earlier
         checkpoints stay."""
         refuse_nonfinite(self.net, *self.averages, step=self._step, folder=self.folder)
+        others = self.parallel.draws()
+        if not self.writes:
+            self._saved = self._step
+            return
         tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
         for i, average in enumerate(self.averages):
             tensors |= {f"ema.{i}.{k}": v for k, v in average.module.state_dict().items()}
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
         tensors["rng.perturbation"] = self.generator.get_state()
-        tensors["rng.torch"] = torch.get_rng_state()
+        tensors |= {"rng.torch": torch.get_rng_state(), **others}
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         saved = Checkpoint(self._step, tensors, {"torch": torch.__version__, "images": self._seen()})
         train = self.config.train
-        path = checkpoints.save(self.folder, saved, train.keep, train.snapshot_every)
+        checkpoints.save(self.folder, saved, train.keep, train.snapshot_every)
         self._saved = self._step
-        return path
 
     def _is_snapshot(self) -> bool:
         every = self.config.train.snapshot_every
@@ -252,7 +273,8 @@ class Trainer:
         self._step = self._saved = saved.step
 
     def _request_stop(self) -> None:
-        self._stop = True
+        self._asked = True
+        self._stop = self._stop or self.parallel.alone
 
     def _rate(self, step: int) -> float:
         """lr of an update: linear warm-up, constant, half a cosine at the end."""
@@ -294,14 +316,26 @@ class Trainer:
         index = self._rows(self._step).to(self.device)
         charges, own = self._seen_charges(index)
         total = torch.zeros((), device=self.device, dtype=torch.float32)
-        for part in own.chunk(train.accumulate):
+        parts = own.chunk(train.accumulate)
+        for k, part in enumerate(parts):
             images = charges.values(part)
             labels = None if charges.labels is None else charges.labels[part]
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
-                losses = self.method.loss(self._network, images, part, charges, self.generator, labels)
-            loss = losses.mean() / train.accumulate
-            loss.backward()
+            scale = 1 / (len(part) * len(parts))
+            with self.parallel.synced(k + 1 == len(parts)):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+                    losses = self.method.loss(
+                        self._network,
+                        images,
+                        part,
+                        charges,
+                        self.generator,
+                        labels,
+                        **self.parallel.rows(len(part)),
+                    )
+                loss = losses.sum() * scale
+                (loss * self.parallel.world.size).backward()  # gradients are averaged over the ranks
             total += loss.detach()
+        total = self.parallel.total(total)
         norm = torch.nn.utils.clip_grad_norm_(
             self.net.parameters(), train.clip if train.clip else math.inf, foreach=True
         )
@@ -313,7 +347,7 @@ class Trainer:
             average.update_parameters(self.net)
         return total, norm
 
-    def _sample_grid(self, log: MetricsLog) -> None:
+    def _sample_grid(self, log: MetricsLog | SilentLog) -> None:
         from pfgm_fast.plots import image_grid, save_image
 
         generator = torch.Generator(self.device).manual_seed(self.config.train.seed + 2)
