@@ -1,11 +1,13 @@
 """Compiles csrc/cuda for tests: for GPUs with nvcc, and for the host with g++ over the emulator (tests/cuda_host).
 
-Results are kept under build/, named by the content of what they were made of, so that a second run compiles nothing.
+Results are kept under build/, named by the content of what they were made of, so that a second run compiles nothing; a lock for each
+keeps two test processes from making the same thing at once.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -42,10 +44,9 @@ NVCC_FLAGS = (
     "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
 )
 ARCHITECTURES = ("80", "86", "89", "90a", "100")
-GENCODE = (  # one PTX for Ampere and Ada: the sources differ only for 90a
-    "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89]",
+GENCODE = (  # the sources differ only for 90a; later GPUs compile the PTX of an earlier one in the default build too (setup.py)
+    "-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,sm_100]",
     "-gencode=arch=compute_90a,code=sm_90a",
-    "-gencode=arch=compute_100,code=sm_100",
 )
 
 
@@ -91,14 +92,25 @@ def _run(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+def _make(target: Path, *command: str | Path) -> str:
+    """`command -o target`, unless it is there; by one process at a time. What the command said is kept beside it, and returned."""
+    log = target.with_suffix(".log")
+    if not log.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not log.exists():
+                said = _run([*map(str, command), "-o", str(target)])
+                part = target.with_suffix(".part")
+                part.write_text(said)
+                part.rename(log)
+    return log.read_text()
+
+
 def host_object(source: Path) -> Path:
     includes = [*HOST_INCLUDES, f"-isystem{TORCH / 'include'}"]
     target = CACHE / "host" / f"{source.stem}-{_key(source, HOST_FLAGS)}.o"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}.part")
-        _run(["g++", *HOST_FLAGS, *includes, "-c", str(source), "-o", str(part)])
-        part.rename(target)
+    _make(target, "g++", *HOST_FLAGS, *includes, "-c", source)
     return target
 
 
@@ -107,12 +119,9 @@ def host_library() -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(host_object, [*cuda_sources(), EMULATOR / "control.cpp"]))
     target = CACHE / "host" / f"pfgm_cuda_host-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
-    if not target.exists():
-        library = TORCH / "lib"
-        part = target.with_suffix(f".{os.getpid()}.part")
-        link = [f"-L{library}", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{library}"]
-        _run(["g++", "-shared", "-fsanitize=undefined", *map(str, objects), *link, "-o", str(part)])
-        part.rename(target)
+    library = TORCH / "lib"
+    link = [f"-L{library}", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{library}"]
+    _make(target, "g++", "-shared", "-fsanitize=undefined", *objects, *link)
     return target
 
 
@@ -212,47 +221,30 @@ ENUMS = {
 }
 
 
+def has_kernels(source: Path) -> bool:
+    """Whether a source, or what it includes, defines kernels."""
+    ours = (path for path in _included(source, set()) if path.is_relative_to(SOURCES))
+    return any("__global__" in path.read_text() for path in ours)
+
+
 def device_object(source: Path) -> tuple[Path, str]:
-    """One source compiled by nvcc for every architecture: the object, and what ptxas says of each kernel (registers, spills,
-    shared memory)."""
+    """One source compiled by nvcc in one call for every architecture (for one, where it has no kernels): the object, and what ptxas
+    says of each kernel (registers, spills, shared memory)."""
     compiler = nvcc()
     assert compiler is not None
-    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, GENCODE, compiler)}.o"
-    log = target.with_suffix(".log")
-    if not log.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        include = ["-isystem", str(TORCH / "include")]
-        report = _run(
-            [compiler, *NVCC_FLAGS, *include, *GENCODE, "-Xptxas=-v", "-c", "-o", str(target), str(source)]
-        )
-        part = target.with_suffix(f".{os.getpid()}.part")
-        part.write_text(report)
-        part.rename(log)
-    return target, log.read_text()
+    architectures = GENCODE if has_kernels(source) else GENCODE[1:]
+    flags = (*NVCC_FLAGS, *architectures, "-Xptxas=-v")
+    target = CACHE / "cuda" / f"{source.stem}-{_key(source, flags, compiler)}.o"
+    return target, _make(target, compiler, *flags, "-isystem", TORCH / "include", "-c", source)
 
 
 def ptx(name: str, architecture: str) -> str:
     """The PTX of csrc/cuda/NAME for one architecture."""
     compiler, source = nvcc(), SOURCES / name
     assert compiler is not None
-    target = CACHE / "cuda" / f"{source.stem}-{_key(source, NVCC_FLAGS, architecture, compiler)}.ptx"
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_suffix(f".{os.getpid()}.part")
-        include = ["-isystem", str(TORCH / "include")]
-        _run(
-            [
-                compiler,
-                *NVCC_FLAGS,
-                *include,
-                f"-arch=sm_{architecture}",
-                "-ptx",
-                "-o",
-                str(part),
-                str(source),
-            ]
-        )
-        part.rename(target)
+    flags = (*NVCC_FLAGS, f"-arch=sm_{architecture}", "-ptx")
+    target = CACHE / "cuda" / f"{source.stem}-{_key(source, flags, compiler)}.ptx"
+    _make(target, compiler, *flags, "-isystem", TORCH / "include", source)
     return target.read_text()
 
 

@@ -47,33 +47,33 @@ constexpr double kSpreadDeviation =
     3e-5;  // of a log-weight's error, that many charges with a weight average away
 constexpr double kFewCharges = 64;
 
-static __global__ void __launch_bounds__(kRefineThreads) refine_kernel(RefineCall call) {
+static __global__ void __launch_bounds__(kRefineThreads, 2) refine_kernel(RefineCall call) {
   RefineShared& shared = shared_memory<RefineShared>();
   const int64_t row = blockIdx.x;
+  const int count = static_cast<int>(call.count), dim = static_cast<int>(call.dim);
   double* gaps = call.gaps + row * call.count;
   const float* x = call.x + row * call.dim;
   const double scale = call.scale[row], norm = call.norm[row];
-  const auto deviation = [&](int64_t j) {
+  const auto deviation = [&](int j) {
     return kGapDeviation * (scale * static_cast<double>(sqrtf(static_cast<float>(call.sq_norms[j]))) +
                             call.charge_scale[j] * norm);
   };
 
   double* least = call.least + row * groups_of(call.count);
-  const Nearest nearest =
-      row_nearest<kRefineThreads>(gaps, least, static_cast<int>(call.count), shared.nearest);
+  const Nearest nearest = row_nearest<kRefineThreads>(gaps, least, count, shared.nearest);
   const Values<float> values(1.0f, 0.0f);
-  const double squares = block_distance<kRefineThreads>(call.charges + nearest.charge * call.dim, x, call.dim,
-                                                        values, shared.slots);
-  const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
+  const double squares =
+      block_distance<kRefineThreads>(call.charges + nearest.charge * call.dim, x, dim, values, shared.slots);
+  const double r = static_cast<double>(call.r[row]), total_dim = dim + call.aug_dim;
   const double base = squares + r * r;
   if (!(r > 0) || !isfinite(base) || !isfinite(nearest.gap)) return;  // the weights make a row of NaN of it
   const WeightFunction<float> function(base, r, total_dim);
   const double slack = kGapSlack * deviation(nearest.charge);
-  const double limit = nearest.gap + slack + function.gap_of(weight_cut<float>(call.count) - 1) +
-                       slack;  // the nearest may err too
-  const auto may_weigh = [&](int64_t j) { return gaps[j] - kGapSlack * deviation(j) <= limit; };
+  const double limit =
+      nearest.gap + slack + function.gap_of(weight_cut<float>(count) - 1) + slack;  // the nearest may err too
+  const auto may_weigh = [&](int j) { return gaps[j] - kGapSlack * deviation(j) <= limit; };
   double candidates = 0, worst = 0;
-  for (int64_t j = threadIdx.x; j < call.count; j += kRefineThreads)
+  for (int j = static_cast<int>(threadIdx.x); j < count; j += kRefineThreads)
     if (may_weigh(j)) {
       candidates += 1;
       worst = Maximum{}(worst, deviation(j));
@@ -84,27 +84,26 @@ static __global__ void __launch_bounds__(kRefineThreads) refine_kernel(RefineCal
   if (candidates < 2 || (candidates > kFewCharges && error <= kSpreadDeviation)) return;
 
   // A warp a candidate. The nearest keeps its gap, so that all gaps stay distances up to one constant.
-  for (int64_t first = 0; first < call.count; first += kRefineThreads) {
+  for (int first = 0; first < count; first += kRefineThreads) {
     if (threadIdx.x == 0) shared.used = 0;
     __syncthreads();
-    const int64_t mine = first + threadIdx.x;
-    if (mine < call.count && may_weigh(mine))
+    const int mine = first + static_cast<int>(threadIdx.x);
+    if (mine < count && may_weigh(mine))
       shared.listed[atomicAdd(&shared.used, 1)] = static_cast<int>(threadIdx.x);
     __syncthreads();
     const int used = shared.used;
     for (int at = static_cast<int>(threadIdx.x) / kWarp; at < used; at += kRefineThreads / kWarp) {
-      const int64_t j = first + shared.listed[at];
+      const int j = first + shared.listed[at];
       const float* charge = call.charges + j * call.dim;
-      const double share = distance_share(charge, x, static_cast<int>(call.dim), values,
-                                          static_cast<int>(threadIdx.x) % kWarp, kWarp);
+      const double share =
+          distance_share(charge, x, dim, values, static_cast<int>(threadIdx.x) % kWarp, kWarp);
       const double sum = warp_reduce(share, Sum{});
       if (threadIdx.x % kWarp == 0 && j != nearest.charge) gaps[j] = nearest.gap + (sum - squares);
     }
     __syncthreads();
-    if (used > 0 && mine - static_cast<int>(threadIdx.x) % kWarp <
-                        call.count)  // a whole warp: 32 gaps of which some are new
-      write_least(mine < call.count ? gaps[mine] : std::numeric_limits<double>::infinity(),
-                  least + mine / kGroup);
+    if (used > 0 &&
+        mine - static_cast<int>(threadIdx.x) % kWarp < count)  // a whole warp: 32 gaps of which some are new
+      write_least(mine < count ? gaps[mine] : std::numeric_limits<double>::infinity(), least + mine / kGroup);
   }
 }
 
