@@ -13,7 +13,7 @@ import torch
 
 from tests import cuda_tools
 from tests.cases import TOLERANCE, direction_error
-from tests.ptx import matrix
+from tests.ptx import hopper, matrix
 from tests.ptx.machine import PtxError, launch
 from tests.ptx.program import Kernel, parse
 from tests.ptx.replace import kernels_from_ptx
@@ -134,6 +134,90 @@ def test_faults_in_the_ptx_show(library, monkeypatch, pattern, change):
     except (PtxError, RuntimeError):
         return
     assert not torch.equal(plain[1], compiled[1])
+
+
+HOPPER = ((33, 420, 64), (140, 1030, 592))
+"""Queries, charges, dimensions: half a stage; more stages than the ring has, more tiles than blocks, edges of every kind."""
+
+
+@ours
+@pytest.mark.parametrize("shape", HOPPER, ids=str)
+def test_the_hopper_kernel_from_its_ptx_is_the_same_bit_for_bit(library, monkeypatch, shape):
+    """Tensor-map loads, barriers that count bytes and warpgroup products, as compiled for sm_90a, against the sm_80 path."""
+    torch.manual_seed(0)
+    case = _case(*shape, 10.0)
+    plain = _call("poisson_field", case)
+    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    with kernels_from_ptx(library, "bytes.cu", "90a", only="hopper") as done:
+        compiled = _call("poisson_field", case)
+    assert len(done.kernels) == 1
+    for name in (
+        "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.u8",
+        "mbarrier.try_wait.parity.shared::cta.b64",
+    ):
+        assert done.instructions[name]
+    assert any(name.startswith("cp.async.bulk.tensor.2d") for name in done.instructions)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
+def _hopper(library, monkeypatch) -> bool:
+    """Whether the Hopper kernel's PTX does what the sm_80 path does; an error of the machine is a no."""
+    torch.manual_seed(0)
+    case = _case(20, 300, 720, 10.0)
+    plain = _call("poisson_field", case)
+    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    try:
+        with kernels_from_ptx(library, "bytes.cu", "90a", only="hopper"):
+            compiled = _call("poisson_field", case)
+    except (PtxError, RuntimeError):
+        return False
+    return all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
+@ours
+@pytest.mark.parametrize(
+    ("pattern", "change"),
+    [
+        ("wgmma.fence.sync.aligned;", ""),
+        (r"wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 2;"),
+        (r"(wgmma.mma_async.sync\S+ \{)(%r\d+), (%r\d+)", r"\1\3, \2"),
+        (r"(wgmma.mma_async.sync\S+ \{[^}]*\}), (%rd\d+), (%rd\d+)", r"\1, \3, \2"),
+        (r"(add.s64 \s*%rd\d+, %rd\d+), 2;", r"\1, 4;"),
+        ("4611686293305360384", str(1 << 62 | 32 << 32 | 1 << 16)),
+        ("4611686293305360384", str(2 << 62 | 64 << 32 | 1 << 16)),
+        (r"(mov.u32 \s*%r\d+), 49152;", r"\1, 32768;"),
+        (r"(mov.u32 \s*%r\d+), 49152;", r"\1, 65536;"),
+        (r"(mbarrier.arrive.shared::cta.b64 _, \[\S+\];)", r"\1\n\1"),
+        (r"mbarrier.arrive.shared::cta.b64 _, \[\S+\];", ""),
+        (r"(\[%rd\d+, \{)(%r\d+), (%r\d+)\}", r"\1\3, \2}"),
+        (r"xor.b32( \s*%r\d+, %r\d+), 1;", r"or.b32\1, 0;"),
+    ],
+    ids=[
+        *("no fence", "sums not waited for", "sums", "operands", "depth", "step", "swizzle", "too few bytes"),
+        *("too many bytes", "arrives twice", "never given back", "coordinates", "parity"),
+    ],
+)
+def test_faults_in_the_hopper_ptx_show(library, monkeypatch, pattern, change):
+    real = cuda_tools.ptx("bytes.cu", "90a")
+    before, kernel, after = re.split(r"(\.entry \S*hopper.*?(?=\.entry|\Z))", real, maxsplit=1, flags=re.S)
+    broken = before + re.sub(pattern, change, kernel) + after
+    assert broken != real
+    monkeypatch.setattr(cuda_tools, "ptx", lambda *_: broken)
+    assert not _hopper(library, monkeypatch)
+
+
+@ours
+def test_a_layout_that_is_misread_shows_in_the_hopper_kernel(library, monkeypatch):
+    """The machine's own tables, each misread: the kernel relies on all of them."""
+    assert _hopper(library, monkeypatch)
+    row, column = hopper.sum_positions(256)
+    for name, misread in {
+        "sum_positions": lambda columns: (row, column ^ 8),
+        "loaded_to": lambda begin, size: begin + np.arange(size),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(hopper, name, misread)
+            assert not _hopper(library, patch), name
 
 
 def test_an_instruction_that_the_machine_does_not_know_is_an_error():

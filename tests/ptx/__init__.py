@@ -5,11 +5,14 @@ C++ beside the kernels, and a fragment layout misread in both would not show. He
 set's own description (PTX ISA 8.x), and the same machine runs Triton's compiled int8 `tl.dot`, whose layouts real devices have proven.
 
 What it leaves out: the memory model (threads of a block run in lockstep, the least program counter first, so races within a block do not
-show; blocks run one after another), `ptxas` (it executes PTX, not machine code), TMA and mbarriers (Hopper's loads), caches,
-denormal flushing (`.ftz` and `.approx` are computed exactly), clusters, and every time.
+show; blocks run one after another; fences between proxies are taken as given), `ptxas` (it executes PTX, not machine code), caches,
+denormal flushing (`.ftz` and `.approx` are computed exactly), clusters and multicast, and every time. Of Hopper it knows what the byte
+path uses: barriers in one block, two-dimensional tensor maps of bytes and `m64n256k32` in the 128-byte swizzle. How the driver encodes a
+tensor map is left out too (`make_tensor_map` in csrc/cuda/kernels/hopper.cuh): the host's own description takes its place.
 
   program.py   PTX text → kernels: parameters, registers, instructions
   machine.py   a block of threads: registers, control flow, barriers, memory
   scalar.py    arithmetic of one thread's registers
-  matrix.py    what a warp or a warpgroup does together: shuffles, ldmatrix, mma, wgmma
+  matrix.py    what a warp does together: shuffles, ldmatrix, mma
+  hopper.py    mbarrier, tensor-map loads, wgmma
 """

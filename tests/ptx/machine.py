@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.ptx import matrix, scalar
+from tests.ptx.hopper import PARAMETER_WINDOW, Hopper, HopperError
 from tests.ptx.program import Instruction, Kernel
 
 Array = NDArray[Any]
@@ -113,19 +114,27 @@ class Block:
         self.waiting = np.zeros(threads, bool)
         self.copies: list[Copy] = []
         self.committed = np.zeros(threads, np.int64)  # groups of copies that each thread has committed
+        self.hopper = Hopper(self)
 
     # ---- control flow
 
     def run(self) -> None:
         with np.errstate(all="ignore"):
             while self.alive.any():
-                runnable = self.alive & ~self.waiting
+                self.hopper.wake()
+                runnable = self.alive & ~self.waiting & ~self.hopper.blocked
                 if not runnable.any():
+                    if self.hopper.blocked.any():
+                        raise PtxError("a deadlock: threads wait for a barrier's phase that nobody ends")
                     self.waiting[:] = False
                     continue
                 self._together(runnable)
         if any((copy.valid[copy.who] > 0).any() for copy in self.copies):
             raise PtxError("a block ended with copies in flight")
+        try:
+            self.hopper.check_idle()
+        except HopperError as error:
+            raise PtxError(str(error)) from error
 
     def _together(self, runnable: Array) -> None:
         """Run the threads of the least program counter until they part, meet others, wait, or end."""
@@ -167,9 +176,21 @@ class Block:
                 return
             if mask.any():
                 try:
-                    self._execute(instruction, mask)
-                except (PtxError, KeyError, IndexError, OverflowError, AssertionError) as error:
-                    raise PtxError(f"{instruction.line}: {type(error).__name__}: {error}") from error
+                    waits = self._execute(instruction, mask)
+                except (
+                    PtxError,
+                    HopperError,
+                    KeyError,
+                    IndexError,
+                    OverflowError,
+                    AssertionError,
+                ) as error:
+                    raise PtxError(f"{instruction.line[:200]}: {type(error).__name__}: {error}") from error
+                if waits is not None and waits.any():  # they come back to this instruction
+                    self.pc[waits] = pc
+                    group = group & ~waits
+                    if not group.any():
+                        return
             pc += 1
             if pc >= limit:
                 self.pc[group] = pc
@@ -280,10 +301,18 @@ class Block:
         if name == "local":
             rows = np.flatnonzero(mask)[:, None] * self.local.shape[1]
             return self.local.reshape(-1), index + rows
+        self._check_global(at, size)
+        return self.memory, index - _LOWEST
+
+    def _check_global(self, at: Array, size: int) -> None:
         inside = np.searchsorted(self.ranges[:, 0], at.astype(np.uint64), side="right") - 1
         if (inside < 0).any() or (at + size > self.ranges[inside, 1].astype(np.int64)).any():
             raise PtxError("an access to memory that nobody has")
-        return self.memory, index - _LOWEST
+
+    def global_bytes(self, address: Array) -> Array:
+        """The bytes at these addresses of global memory."""
+        self._check_global(address.reshape(-1), 1)
+        return self.memory[address - _LOWEST]
 
     def load(self, name: str | None, address: Array, kind: str, count: int, mask: Array) -> list[Array]:
         dtype = scalar.DTYPES[kind]
@@ -302,8 +331,11 @@ class Block:
 
     # ---- instructions
 
-    def _execute(self, instruction: Instruction, mask: Array) -> None:
+    def _execute(self, instruction: Instruction, mask: Array) -> Array | None:
+        """Returns the threads that must wait at this instruction, if it is one to wait at."""
         operation, *parts = instruction.opcode
+        if operation == "mbarrier":
+            return self.hopper.mbarrier(instruction, mask)
         method = getattr(self, f"_do_{operation}", None)
         kind = next((p for p in reversed(parts) if p in scalar.DTYPES), "b32")
         if method is not None:
@@ -316,6 +348,10 @@ class Block:
             pass
         else:
             raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")
+        return None
+
+    def _do_wgmma(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
+        self.hopper.wgmma(instruction, mask)
 
     def _binary(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
         to, left, right = instruction.operands
@@ -366,9 +402,11 @@ class Block:
 
     def _do_cvta(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
         to, source = instruction.operands
-        window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(
-            next(p for p in parts if p in ("shared", "local", "global", "const", "param")), 0
-        )
+        window = {
+            "shared": SHARED_WINDOW,
+            "local": LOCAL_WINDOW,
+            "param": PARAMETER_WINDOW,
+        }.get(next(p for p in parts if p in ("shared", "local", "global", "const", "param")), 0)
         value = self.value(source, "u64").astype(np.int64)
         self.put(to, (value - window if "to" in parts else value + window).astype(np.uint64), mask)
 
@@ -533,6 +571,10 @@ class Block:
         elif "wait_all" in parts:
             self.committed[mask] += 1
             self._wait(mask, self.committed)
+        elif "bulk" in parts:
+            if parts[:4] != ("async", "bulk", "tensor", "2d"):
+                raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")
+            self.hopper.load_tile(instruction, mask)
         else:
             to, source, size, *valid = instruction.operands
             count = self.value(valid[0], "u32") if valid else np.full(self.threads, int(size, 0), np.uint32)

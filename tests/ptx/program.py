@@ -101,7 +101,8 @@ _INSTRUCTION = re.compile(r"(?:@(!?)(%[\w$]+)\s+)?([a-z][\w.:]*)\s*(.*)", re.S)
 
 
 def _body(kernel: Kernel, text: str) -> None:
-    # Braces that are not vectors only open scopes of registers; names are distinct within a kernel here.
+    # Braces that are not vectors only open scopes; what inline assembly names in one is renamed, so that names are distinct.
+    text = _with_distinct_names(text)
     text = re.sub(r"(^|[;\n}:])\s*\{(?=\s*(\.reg|\n|$))", r"\1", text)
     local = 0
     for raw in re.split(r";", _without_scopes(text)):
@@ -129,11 +130,41 @@ def _body(kernel: Kernel, text: str) -> None:
         if not instruction:
             raise ValueError(f"not understood: {statement!r}")
         guard = (instruction[2], instruction[1] != "!") if instruction[2] else None
-        operands = tuple(
-            part.strip() for part in re.split(r",(?![^{\[]*[}\]])", instruction[4]) if part.strip()
-        )
+        operands = _operands(instruction[4])
         opcode = tuple(instruction[3].split("."))
         kernel.instructions.append(Instruction(opcode, operands, guard, " ".join(statement.split())))
+
+
+_SCOPE = re.compile(r"\{(?=\s*\.reg)((?:[^{}]|\{[^{}]*\})*)\}")
+
+
+def _with_distinct_names(text: str) -> str:
+    """The registers and labels of innermost scopes, each with the scope's number behind it."""
+    number = 0
+
+    def renamed(scope: re.Match[str]) -> str:
+        nonlocal number
+        number += 1
+        body = scope[1]
+        registers = re.findall(r"\.reg\s+\.\w+\s+([a-zA-Z_]\w*)\s*;", body)
+        labels = re.findall(r"^\s*([a-zA-Z_]\w*):", body, re.M)
+        for name in [*registers, *labels]:
+            mark = "%" if name in registers else ""
+            body = re.sub(rf"(?<![\w%$.]){name}(?!\w)", f"{mark}{name}__{number}", body)
+        return "{" + body + "}"
+
+    return _SCOPE.sub(renamed, text)
+
+
+def _operands(text: str) -> tuple[str, ...]:
+    """Split at the commas that are in no brackets."""
+    parts, depth, begin = [], 0, 0
+    for at, char in enumerate(text):
+        depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(char, 0)
+        if char == "," and depth == 0:
+            parts.append(text[begin:at])
+            begin = at + 1
+    return tuple(part.strip() for part in [*parts, text[begin:]] if part.strip())
 
 
 def _without_scopes(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import cuda_tools
+from tests.ptx.hopper import TENSOR_MAP
 from tests.ptx.machine import launch
 from tests.ptx.program import Kernel, parse
 
@@ -89,22 +90,26 @@ def kernels_from_ptx(
 
 
 def _parameters(kernel: Kernel, pointers: Any, sizes: Any, count: int) -> bytes:
-    """The parameters' bytes as the kernel lays them out."""
+    """The parameters' bytes as the kernel lays them out. A tensor map's hold what it was made of, and zeros (tests/ptx/hopper.py)."""
     out = bytearray(max(at + size for at, size in kernel.parameters.values()))
     for k, (at, size) in enumerate(kernel.parameters.values()):
-        if k >= count or sizes[k] != size:
+        tensor_map = k < count and size == TENSOR_MAP and sizes[k] == 32
+        if k >= count or (sizes[k] != size and not tensor_map):
             raise AssertionError(
                 f"{kernel.name}: the host's parameter {k} has another size than the device's"
             )
-        out[at : at + size] = ctypes.string_at(pointers[k], size)
+        out[at : at + sizes[k]] = ctypes.string_at(pointers[k], sizes[k])
     return bytes(out)
 
 
 def _symbols(library: Path) -> dict[int, str]:
-    """Offset → mangled name of every function of a library, the hidden ones too. What is static has an L in g++'s
-    name and none in nvcc's."""
+    """Offset → mangled name of every function of a library, the hidden ones too, as nvcc writes it: what is static has an L in
+    g++'s names, and the emulator's tensor maps are the driver's."""
     listing = subprocess.run(["nm", str(library)], capture_output=True, text=True, check=True).stdout
     found = [parts for line in listing.splitlines() if len(parts := line.split()) == 3]
-    return {
+    names = {
         int(at, 16): re.sub(r"^_ZN4pfgmL", "_ZN4pfgm", name) for at, kind, name in found if kind in "tTwW"
+    }
+    return {
+        at: name.replace("ENS_7emulate9TensorMapES1_", "E14CUtensorMap_stS0_") for at, name in names.items()
     }
