@@ -196,6 +196,24 @@ def test_the_command_writes_table_picture_and_figures_of_the_same_numbers(tmp_pa
     assert (tmp_path / "optimal-loss.png").stat().st_size > 10_000
 
 
+def test_an_optimal_loss_that_was_stopped_goes_on(tmp_path, capsys):
+    arguments = ["study", "optimal-loss", "--points", "2", "--queries", "64", "--out", str(tmp_path)]
+    assert main([*arguments, "--aug-dim", "1"]) == 0
+    (kept,) = tmp_path.glob("optimal-loss-*.jsonl")
+    before = kept.read_text()
+    marked = before.replace('"loss": 0.', '"loss": 7.')  # as no measurement would give it
+    assert marked != before
+    kept.write_text(marked + '{"sigma": 0.0')  # cut off while it was written
+    assert main([*arguments, "--aug-dim", "1", "inf"]) == 0
+    losses = [p["loss"] for p in json.loads((tmp_path / "optimal-loss.json").read_text())["points"]]
+    assert [loss >= 7 for loss in losses] == [
+        line.count('"loss": 7.') > 0 for line in marked.splitlines()
+    ] + [False] * 2
+    assert len(kept.read_text().splitlines()) == 4
+    assert main([*arguments, "--aug-dim", "1", "--seed", "1"]) == 0
+    assert all(p["loss"] < 7 for p in json.loads((tmp_path / "optimal-loss.json").read_text())["points"])
+
+
 def test_the_memorization_command_finds_copies(tmp_path, capsys):
     digits = data.load("digits").images
     new = torch.randint(0, 256, (10, 1, 8, 8), dtype=torch.uint8, generator=generator())

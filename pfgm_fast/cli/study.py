@@ -46,7 +46,7 @@ def _add_optimal_loss(studies: Any) -> None:
         "optimal-loss",
         help="the loss of a perfect network over sigma and D",
         description="The mean squared error of the ideal denoiser at each noise level, with error bars: the floor below every training "
-        "curve on these data. Writes optimal-loss.json, .md and .png.",
+        "curve on these data. Writes optimal-loss.json, .md and .png; can be stopped, and goes on.",
     )
     command.add_argument("--data", default="digits", help="digits, or a path to images (default digits)")
     command.add_argument("--size", type=positive, help="images of a folder or zip are resized to this")
@@ -77,6 +77,8 @@ def run_optimal_loss(options: argparse.Namespace) -> None:
     from pfgm_fast import data
     from pfgm_fast.extras import wanted
     from pfgm_fast.studies import optimal_loss
+    from pfgm_fast.studies.optimal_loss import OptimalLoss
+    from pfgm_fast.studies.points import PointFile
     from pfgm_fast.studies.report import write_optimal_loss
 
     wanted("matplotlib", FIGURES)
@@ -89,12 +91,13 @@ def run_optimal_loss(options: argparse.Namespace) -> None:
     ratio = math.log(options.sigma_max / options.sigma_min) / max(1, options.points - 1)
     sigmas = [options.sigma_min * math.exp(ratio * i) for i in range(options.points)]
     todo, here = list(itertools.product(options.aug_dim, sigmas)), world()
+    kept = PointFile(options.out / f"optimal-loss-{images.digest[:12]}.jsonl", OptimalLoss.from_dict)
+    here.wait()  # every rank has read the file to which all append from here on
 
-    def one(k: int) -> Any:
+    def one(k: int) -> OptimalLoss:
         dim, sigma = todo[k]
-        return optimal_loss(
-            charges, [sigma], [dim], queries=options.queries, conditional=options.per_class, seed=options.seed
-        )[0]
+        asked = {"queries": options.queries, "conditional": options.per_class, "seed": options.seed}
+        return optimal_loss(charges, [sigma], [dim], points=kept, **asked)[0]
 
     with tqdm(total=len(todo), unit="point", disable=not here.writer) as bar:
         results = here.spread(len(todo), lambda k: (one(k), bar.update(min(here.size, len(todo) - k)))[0])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import posterior_mean
 from pfgm_fast.methods.base import poisson_prior, randn
+from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.weights import effective_charges
 
 
 @dataclass(frozen=True)
 class OptimalLoss:
-    """At one σ and D: loss = E‖y − m‖²/N, standard_error of it, effective: the median of 1/Σ w² (None: not asked for), queries."""
+    """At one σ and D: loss = E‖y − m‖²/N, standard_error of it, effective: the median of 1/Σ w² (None: not asked for) over
+    effective_queries of the queries. seconds: it took."""
 
     sigma: float
     aug_dim: float
@@ -29,10 +32,33 @@ class OptimalLoss:
     standard_error: float
     effective: float | None
     queries: int
+    effective_queries: int = 0
+    conditional: bool = False
+    seed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What was asked for, of the same data."""
+        return _key(
+            self.sigma, self.aug_dim, self.queries, self.effective_queries, self.conditional, self.seed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it: D = ∞ is "inf"."""
         return asdict(self) | {"aug_dim": "inf" if math.isinf(self.aug_dim) else self.aug_dim}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> OptimalLoss:
+        """From `to_dict`'s."""
+        return cls(**values | {"aug_dim": float(values["aug_dim"])})
+
+
+def _key(
+    sigma: float, aug_dim: float, queries: int, effective_queries: int, conditional: bool, seed: int
+) -> str:
+    asked = "per class" if conditional else "all"
+    return f"D={aug_dim:g} sigma={sigma!r} {queries}/{effective_queries} queries {asked} seed={seed}"
 
 
 def perturbed(
@@ -66,13 +92,14 @@ def optimal_loss(
     conditional: bool = False,
     seed: int = 0,
     progress: bool = False,
+    points: PointFile[OptimalLoss] | None = None,
 ) -> list[OptimalLoss]:
     """E‖y − E[y | x]‖²/N with y drawn from the data and x = y + R u at σ, for each D and σ: the least value that the denoising loss
     of any network can have on these data, hence what is left to learn below a training curve.
 
     The mean is over `queries` images drawn once, the same for every σ and D (at most M of them, without repetition), with fresh
     perturbations. conditional: each image sees the charges of its own class (the data need labels). The loss that EDM and PFGM++ train,
-    (σ² + σ_data²)/(σ σ_data)² ‖D − y‖², is this times that weight.
+    (σ² + σ_data²)/(σ σ_data)² ‖D − y‖², is this times that weight. points: a file of these data's, so that what was stopped goes on.
 
     Raises: ArgumentError for σ ≤ 0, D ≤ 0, charges with weights, conditional without labels.
     """
@@ -88,14 +115,22 @@ def optimal_loss(
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(charges), generator=generator)[:queries].to(charges.device)
     noise = torch.Generator(charges.device)
+    effective_queries = min(len(rows), -(-effective_queries // batch) * batch)  # whole batches
     results = []
     with tqdm(total=len(sigmas) * len(aug_dims), disable=not progress, unit="point") as bar:
         for aug_dim in aug_dims:
             for sigma in sigmas:
-                noise.manual_seed(seed + 1)
-                results.append(
-                    _point(charges, rows, sigma, aug_dim, effective_queries, batch, conditional, noise)
-                )
+
+                def measure(sigma: float = sigma, aug_dim: float = aug_dim) -> OptimalLoss:
+                    began = time.perf_counter()
+                    noise.manual_seed(seed + 1)
+                    point = _point(
+                        charges, rows, sigma, aug_dim, effective_queries, batch, conditional, noise
+                    )
+                    return replace(point, seed=seed, seconds=time.perf_counter() - began)
+
+                key = _key(sigma, aug_dim, len(rows), effective_queries, conditional, seed)
+                results.append(measure() if points is None else points.get(key, measure)[0])
                 bar.update()
     return results
 
@@ -123,7 +158,9 @@ def _point(
     every = torch.cat(losses)
     spread = float(every.std(correction=1)) / math.sqrt(len(every)) if len(every) > 1 else math.nan
     median = float(torch.cat(effective).median()) if effective else None
-    return OptimalLoss(sigma, aug_dim, float(every.mean()), spread, median, len(every))
+    return OptimalLoss(
+        sigma, aug_dim, float(every.mean()), spread, median, len(every), effective_queries, conditional
+    )
 
 
 def edm_weight(sigma: float, sigma_data: float) -> float:

@@ -34,7 +34,7 @@ def _table(results: Sequence[OptimalLoss], what: str, sigma_data: float) -> str:
         f"# The optimal loss of {what}",
         "",
         f"E‖y − E[y | x]‖²/N ± its standard error over {results[0].queries} queries, and in brackets the median effective number of "
-        f"charges 1/Σw². σ_data = {sigma_data:.3f}.",
+        f"charges 1/Σw². σ_data = {sigma_data:.3f}. Measured in {sum(result.seconds for result in results):.0f} s.",
         "",
         f"| σ | {head} |",
         "|" + "---|" * (len(aug_dims) + 1),
