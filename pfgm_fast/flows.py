@@ -177,7 +177,23 @@ class Counted(Wrapped):
         return self.flow.evaluate(x, t)
 
 
-class Guided(Wrapped):
+class ByDerivative(Wrapped):
+    """A flow that changes the derivative: its steps are the plain ones of it, not the wrapped flow's fused ones."""
+
+    def derivative(self, x: Tensor, value: Any, t: float) -> Tensor:
+        raise NotImplementedError
+
+    def euler(self, x: Tensor, value: Any, t: float, t_next: float) -> Tensor:
+        return torch.add(x, self.derivative(x, value, t), alpha=t_next - t)
+
+    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
+        slope = self.derivative(x, value, t)
+        predicted = torch.add(x, slope, alpha=t_next - t)
+        slope = slope + self.derivative(predicted, value_next, t_next)
+        return torch.add(x, slope, alpha=0.5 * (t_next - t))
+
+
+class Guided(ByDerivative):
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598, eq. 6): what the flow without labels says, and `weight` times
     what the labels add to it. weight 1 is the conditional flow, 0 the free one, above 1 exaggerates the class.
 
@@ -207,11 +223,47 @@ class Guided(Wrapped):
     def score(self, x: Tensor, value: tuple[Any, Any], t: float) -> Tensor:
         return self._mixed("score", x, value, t)
 
-    def euler(self, x: Tensor, value: tuple[Any, Any], t: float, t_next: float) -> Tensor:
-        return torch.add(x, self.derivative(x, value, t), alpha=t_next - t)
 
-    def heun(self, x: Tensor, value: Any, value_next: Any, t: float, t_next: float) -> Tensor:
-        slope = self.derivative(x, value, t)
-        predicted = torch.add(x, slope, alpha=t_next - t)
-        slope = slope + self.derivative(predicted, value_next, t_next)
-        return torch.add(x, slope, alpha=0.5 * (t_next - t))
+class Clipped(ByDerivative):
+    """The denoised image of a flow put through `rule`, and the derivative and the score that go with it: with x = a y + s ε both are
+    linear in y, the derivative at the rate a d ln(a/s)/dt = −½ g² a/s² (−1/t where the time is the noise level)."""
+
+    def __init__(self, flow: Flow, rule: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(flow)
+        self.rule = rule
+
+    def denoised(self, x: Tensor, value: Any, t: float) -> Tensor:
+        return self.rule(self.flow.denoised(x, value, t))
+
+    def _change(self, x: Tensor, value: Any, t: float) -> tuple[Tensor, float]:
+        """What the rule adds to the denoised image (B, *shape), and a/s²."""
+        scale, deviation = map(float, self.flow.marginal_prob(t))
+        clean = self.flow.denoised(x, value, t)
+        return self.rule(clean) - clean, scale / deviation**2
+
+    def derivative(self, x: Tensor, value: Any, t: float) -> Tensor:
+        change, precision = self._change(x, value, t)
+        square = self.flow.coefficients(t)[1] if is_stochastic(self.flow) else 2 * t
+        return torch.add(self.flow.derivative(x, value, t), change, alpha=-0.5 * square * precision)
+
+    def score(self, x: Tensor, value: Any, t: float) -> Tensor:
+        change, precision = self._change(x, value, t)
+        return torch.add(self.flow.score(x, value, t), change, alpha=precision)  # type: ignore[attr-defined]
+
+
+def box(clean: Tensor) -> Tensor:
+    """Values held to [−1, 1], those of images: the 'clip_denoised' of diffusion code."""
+    return clean.clamp(-1, 1)
+
+
+def dynamic_threshold(clean: Tensor, share: float = 0.995) -> Tensor:
+    """Held to [−s, s] and divided by s, the quantile `share` of an image's |values|, at least 1: dynamic thresholding (Imagen, Saharia
+    et al. 2022, arXiv 2205.11487, section 2.3)."""
+    sizes = clean.flatten(1).abs().float()
+    rank = min(sizes.shape[1], max(1, math.ceil(share * sizes.shape[1])))
+    most = per_image(sizes.kthvalue(rank, dim=1).values.clamp(min=1).to(clean.dtype), clean)
+    return clean.clamp(-most, most) / most
+
+
+RULES: dict[str, Callable[[Tensor], Tensor]] = {"box": box, "dynamic": dynamic_threshold}
+"""What `sample(clip_denoised=...)` takes."""

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.flows import Counted, Flow, Guided
+from pfgm_fast.flows import RULES, Clipped, Counted, Flow, Guided
 from pfgm_fast.methods import PFGM, Method, PFGMpp
 from pfgm_fast.methods.network import Network, check_network, evaluation_mode, is_denoiser, own_aug_dim
 from pfgm_fast.sampling_graph import euler_graph
@@ -56,6 +56,7 @@ def sample(
     temperature: float = 1.0,
     denoise: bool | None = None,
     noise_alpha: float = 0.0,
+    clip_denoised: str | None = None,
     record: bool = False,
     progress: bool = False,
     cuda_graph: bool = False,
@@ -85,6 +86,8 @@ def sample(
         it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
     noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times a
         draw of the method's perturbation at that time is added. Not with "rk45".
+    clip_denoised: what is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
+        dynamic thresholding (docs/held-fields.md has what each does). None: nothing, beyond what the method itself holds.
     record: keep the path. progress: a tqdm bar.
     cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
         cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
@@ -113,7 +116,7 @@ def sample(
     labels = check_labels(labels, x)
     if not isinstance(net, Charges):
         check_network(net, labels)
-    flow = Counted(_guided(method, net, labels, guidance, null_label, x))
+    flow = Counted(_clipped(_guided(method, net, labels, guidance, null_label, x), clip_denoised))
     cost = 1 if guidance is None else Guided.cost
     if checks.nonnegative("noise_alpha", noise_alpha) and solver == "rk45":
         raise ArgumentError("noise_alpha is for solvers of fixed steps, not for 'rk45'")
@@ -126,9 +129,9 @@ def sample(
     reason = None
     if cuda_graph:
         with evaluation_mode(net):
-            graph = _no_graph(record, denoise or noise_alpha > 0, guidance, options) or euler_graph(
-                net, method, solver, x, labels, steps
-            )
+            graph = _no_graph(
+                record, denoise or noise_alpha > 0 or clip_denoised is not None, guidance, options
+            ) or euler_graph(net, method, solver, x, labels, steps)
             if not isinstance(graph, str):
                 return Samples(graph(x, times), steps, graph=graph.reason or "captured")
         reason = graph
@@ -285,12 +288,20 @@ def _guided(
     return Guided(flow, method.flow(net, nobody), guidance)
 
 
+def _clipped(flow: Flow, rule: str | None) -> Flow:
+    if rule is None:
+        return flow
+    if rule not in RULES:
+        raise ArgumentError(f"clip_denoised must be one of {', '.join(RULES)}, or None; got {rule!r}")
+    return Clipped(flow, RULES[rule])
+
+
 def _no_graph(record: bool, more: bool, guidance: float | None, options: dict[str, Any]) -> str | None:
     """What these arguments have against a CUDA graph."""
     if record:
         return "record=True looks at every step"
     if more:
-        return "the denoising step, or noise, is not in the graph of an Euler step"
+        return "the denoising step, noise, or clip_denoised is not in the graph of an Euler step"
     if guidance is not None:
         return "guidance evaluates two flows a step"
     return f"{next(iter(options))} is not for graphs" if options else None

@@ -12,7 +12,7 @@ import torch
 
 import pfgm_fast as pf
 from pfgm_fast import data
-from pfgm_fast.flows import is_stochastic
+from pfgm_fast.flows import RULES, Clipped, is_stochastic
 from pfgm_fast.solvers import SOLVERS, STOCHASTIC
 
 ODES = [name for name in SOLVERS if name not in STOCHASTIC]
@@ -304,3 +304,51 @@ def test_a_solver_knows_no_method() -> None:
                     assert name in ("pfgm_fast", "pfgm_fast.errors", "pfgm_fast.flows") or name.startswith(
                         "pfgm_fast.solvers"
                     ), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("rule", ["box", "dynamic"])
+def test_clip_denoised_leaves_the_true_field_as_it_is(name: str, rule: str) -> None:
+    shape, method = (4, *DIGITS.shape), METHODS[name]
+    plain = pf.sample(DIGITS, shape, "heun", 12, method=method, seed=5)
+    clipped = pf.sample(DIGITS, shape, "heun", 12, method=method, seed=5, clip_denoised=rule)
+    torch.testing.assert_close(clipped.x, plain.x, rtol=1e-4, atol=1e-4)
+    assert clipped.nfe == plain.nfe
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_derivative_of_a_clipped_flow_is_that_of_its_denoised_image(name: str) -> None:
+    """dx/dt = a' y + s' ε along the path x = a y + s ε, differences of a and s for a' and s'."""
+    flow = METHODS[name].flow(DIGITS)
+    half = Clipped(flow, lambda clean: 0.5 * clean)
+    t = flow.grid(5)[2]
+    x = METHODS[name].prior((3, *DIGITS.shape)).double()
+    value = flow.evaluate(x, t)
+    (a, s), (a0, s0), (a1, s1) = (flow.marginal_prob(at) for at in (t, t * (1 - 1e-6), t * (1 + 1e-6)))
+    clean, width = half.denoised(x, value, t), 2e-6 * t
+    torch.testing.assert_close(clean, 0.5 * flow.denoised(x, value, t))
+    expected = (a1 - a0) / width * clean + (s1 - s0) / width * (x - a * clean) / s
+    torch.testing.assert_close(half.derivative(x, value, t), expected, rtol=1e-4, atol=1e-6)
+    if is_stochastic(flow):
+        torch.testing.assert_close(half.score(x, value, t), (a * clean - x) / s**2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "dpm_solver++", "ancestral"])
+def test_clip_denoised_keeps_a_bad_denoiser_in_the_box(solver: str) -> None:
+    far = pf.Denoiser(lambda x, sigma: 3 * torch.ones_like(x) + x / 10)
+    drawn = {r: pf.sample(far, (2, 1, 4, 4), solver, 8, seed=0, clip_denoised=r).x for r in (None, *RULES)}
+    assert float(drawn[None].max()) > 2
+    assert all(float(drawn[rule].abs().max()) <= 1 for rule in RULES)
+
+
+def test_dynamic_threshold_divides_by_the_quantile_where_it_is_above_one() -> None:
+    image = torch.linspace(-2, 2, 400).view(1, 1, 20, 20)
+    clean = RULES["dynamic"](torch.cat([image, image / 4]))
+    most = image.abs().flatten().sort().values[398 - 1]  # 0.995 · 400 = 398
+    torch.testing.assert_close(clean[:1], (image / most).clamp(-1, 1))
+    assert torch.equal(clean[1:], image / 4)
+
+
+def test_bad_clip_denoised() -> None:
+    with pytest.raises(pf.ArgumentError, match="clip_denoised must be one of box, dynamic"):
+        pf.sample(DIGITS, (2, *DIGITS.shape), clip_denoised="cube")
