@@ -67,7 +67,7 @@ def sample(
     net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`; or v_x alone; or a denoiser D(x, sigma), with sigma_min and
         sigma_max, or in `pf.Denoiser` (`methods.network` has the whole contract; the first call is held to it); or Charges: the true
         field, no network (then one evaluation is one field). A module is put in evaluation mode meanwhile.
-    solver: one evaluation a step: "euler", "dpm_solver++" (DPM-Solver++ 2M), and, drawing noise, for the SDEs and D = ∞ "ancestral",
+    solver: one evaluation a step: "euler", "dpm_solver++" (DPM-Solver++ 2M), "unipc" (UniPC; `order`, 3), and, drawing noise, for the SDEs and D = ∞ "ancestral",
         "euler_maruyama", "reverse_diffusion"; two: "heun" (2 steps − 1) and "predictor_corrector" (`snr`); "rk45" (adaptive; `rtol`,
         `atol`; its steps are common to the batch). "euler" and "heun" take EDM's S_churn, S_min, S_max, S_noise.
     steps: ≥ 1, log-spaced in z for PFGM; EDM's grid for PFGM++ and EDM; even in t for the SDEs.

@@ -17,6 +17,7 @@ from pfgm_fast.solvers import (
     predictor_corrector,
     reverse_diffusion,
     rk45,
+    unipc,
 )
 
 STOCHASTIC: dict[str, Callable[..., Tensor]] = {
@@ -31,6 +32,7 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "euler": euler.solve,
     "heun": heun.solve,
     "dpm_solver++": dpm_solver.solve,
+    "unipc": unipc.solve,
     "rk45": rk45.solve,
     **STOCHASTIC,
 }
@@ -39,6 +41,7 @@ CHURN = ("S_churn", "S_min", "S_max", "S_noise")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "euler": CHURN,
     "heun": CHURN,
+    "unipc": ("order",),
     "rk45": ("rtol", "atol", "norm", "max_nfe"),
     "predictor_corrector": ("snr",),
 }
