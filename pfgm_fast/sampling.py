@@ -87,7 +87,7 @@ def sample(
     noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times a
         draw of the method's perturbation at that time is added. Not with "rk45".
     clip_denoised: what is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
-        dynamic thresholding (docs/held-fields.md has what each does). None: nothing, beyond what the method itself holds.
+        dynamic thresholding. None: nothing, beyond what the method itself holds.
     record: keep the path. progress: a tqdm bar.
     cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
         cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a

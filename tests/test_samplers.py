@@ -7,6 +7,7 @@ import math
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ import pfgm_fast as pf
 from pfgm_fast import data
 from pfgm_fast.flows import RULES, Clipped, is_stochastic
 from pfgm_fast.solvers import SOLVERS, STOCHASTIC
+from pfgm_fast.solvers.unipc import coefficients
 
 ODES = [name for name in SOLVERS if name not in STOCHASTIC]
 GAUSSIAN = {"edm": pf.EDM(), "ve": pf.VESDE(), "vp": pf.VPSDE(), "subvp": pf.SubVPSDE()}
@@ -64,7 +66,7 @@ def test_evaluations(name: str) -> None:
         return pf.sample(charges, (2, 5), solver, 18, method=method, seed=0, **options).nfe
 
     own = method.denoises
-    assert nfe("euler") == nfe("dpm_solver++") == 18
+    assert nfe("euler") == nfe("dpm_solver++") == nfe("unipc") == 18
     assert nfe("heun") == 35
     assert nfe("euler", denoise=True) == 18 + (not own)
     assert nfe("heun", denoise=True) == 35 + (0 if own else 2)
@@ -130,6 +132,40 @@ def test_order_of_convergence(solver: str, order: int) -> None:
     rates = [math.log2(a / b) for a, b in pairwise(errors)]
     assert rates[-1] == pytest.approx(order, abs=0.15)
     assert min(rates) > order - 0.4
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_converges_with_one_order_more_than_its_predictor(order: int) -> None:
+    """The corrector adds one (arXiv 2302.04867, theorem 3.1), at one evaluation a step."""
+    x0 = 80 * torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def solve(steps: int, order: int) -> pf.Samples:
+        net = pf.Denoiser(mixture)
+        return pf.sample(net, (30, 2), "unipc", steps, method=pf.EDM(), x0=x0, order=order)
+
+    fine = solve(600, 4).x
+    errors = [float((solve(steps, order).x - fine).square().mean().sqrt()) for steps in (40, 80, 160)]
+    assert math.log2(errors[-2] / errors[-1]) == pytest.approx(order + 1, abs=0.2)
+    assert solve(40, order).nfe == 40
+
+
+@pytest.mark.parametrize("h", [-0.4, 1e-6, 0.3, 1.0, 2.5, 30.0])
+def test_a_step_of_unipc_is_the_integral_of_the_polynomial_through_its_values(h: float) -> None:
+    nodes = [-1.3, -0.6, 1.0]
+    first, others = coefficients(h, nodes)
+    at, weight = np.polynomial.legendre.leggauss(60)
+    share, weight = (at + 1) / 2, weight / 2  # τ/h in [0, 1]
+    for power in range(4):
+        values = [0.0**power, *(node**power for node in nodes)]
+        got = first * values[0] + sum(c * (v - values[0]) for c, v in zip(others, values[1:], strict=True))
+        exact = h * float((weight * np.exp(h * (share - 1)) * share**power).sum())
+        assert got == pytest.approx(exact, rel=1e-8)
+
+
+def test_bad_order_of_unipc() -> None:
+    for order in (0, 5, 2.5):
+        with pytest.raises(pf.ArgumentError, match="order"):
+            pf.sample(DIGITS, (2, *DIGITS.shape), "unipc", 3, order=order)
 
 
 def test_vp_and_pfgm_flows_take_dpm_solver_at_order_two() -> None:
