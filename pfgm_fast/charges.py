@@ -27,19 +27,21 @@ _BLOCK_ELEMENTS = 1 << 22
 class Charges:
     """The data points y_j as positive charges on the plane where the extra coordinates are 0.
 
+    What is prepared, once, in blocks: the mean of the charges and each one's squared distance from it (float64). Neither
+    data nor weights may be changed in place afterwards. Units are the data's own.
+
     Args:
         data: (M, *shape), M ≥ 1: float32, float64, or uint8. Bytes stay bytes, in memory and in the kernels; a byte's value
             is `byte / divisor + offset` with divisor = 255/(high − low), offset = low. bfloat16 and float16 become
             float32.
         weights: (M,) q_j > 0, any scale; None: all equal.
         labels: (M,) integer class of each charge; a query with a label sees only the charges of its class.
-        value_range: the values (low, high) of the bytes 0 and 255; only for uint8. The default gives byte/127.5 − 1.
+        value_range: The values (low, high) of the bytes 0 and 255, low < high; only for uint8. The default gives byte/127.5 − 1.
 
-    What is prepared, once, in blocks: the mean of the charges and each one's squared distance from it (float64). Neither
-    data nor weights may be changed in place afterwards.
-
-    Raises: ArgumentError for a wrong shape or dtype, no charges, non-finite data, weights that are not finite and > 0;
-    DerivativeError for data or weights that want a gradient; BackendError for a device that no backend serves.
+    Raises:
+        ArgumentError: A wrong shape or dtype, no charges, data that are not finite, weights that are not finite and > 0.
+        DerivativeError: Data or weights that want a gradient.
+        BackendError: A device that no backend serves.
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class Charges:
 
     @property
     def device(self) -> torch.device:
+        """Where the data are."""
         return self.data.device
 
     @property

@@ -44,20 +44,24 @@ class DistributedCharges(Charges):
     `Charges.shard(group)` makes them of charges that every rank has (also of a file: then each reads its part alone). This makes them of
     parts that were loaded separately. Every rank of the group must make the same calls in the same order: each is a collective.
 
+    Of this rank's part alone: `local`, and the attributes `data`, `flat`, `labels`, `log_weights`, `center`, `sq_norms`. Of all:
+    `len()`, `values(index)` and the fields. `ranks.sent` counts the bytes that this rank has sent. What one rank alone refuses at the
+    door leaves the others waiting until the group's timeout; so does a solver that chooses its steps by its batch ("rk45") with sharded
+    queries.
+
     Args:
-        local: this rank's charges; None where it has none. The parts must be of one shape, dtype and value_range, all with weights or
-            none, all with labels or none. On one kind of device.
-        group: a ProcessGroup, a DeviceMesh of one dimension, or None, the default group.
+        local: This rank's charges (M_local, *shape); None where it has none. The parts must be of one shape, dtype and value_range, all
+            with weights or none, all with labels or none. On one kind of device.
+        group: A ProcessGroup, a DeviceMesh of one dimension, or None, the default group.
         queries: "replicated": every rank asks the same B queries and gets all results. "sharded": each asks its own, as many as it
             likes, and gets their results.
+        division: How the parts make up the whole, "contiguous" or "interleaved", as `Charges.shard` divides.
+        device: Of a rank without charges; default the CPU.
 
-    Of this rank's part alone: `local`, and the attributes `data`, `flat`, `labels`, `log_weights`, `center`, `sq_norms`. Of all:
-    `len()`, `values(index)` and the fields. `ranks.sent` counts the bytes that this rank has sent.
-
-    Raises: ArgumentError where the parts do not go together (on every rank), where a call's operator, D or queries differ between
-    ranks, and for what walks over all charges (`blocks`: nearest charges, rules of a method `from_data`); DerivativeError where x or r
-    wants a gradient. What one rank alone refuses at the door leaves the others waiting until the group's timeout; so does a solver that
-    chooses its steps by its batch ("rk45") with sharded queries.
+    Raises:
+        ArgumentError: The parts do not go together (on every rank); a call's operator, D or queries differ between ranks; what walks
+            over all charges (`blocks`: nearest charges, rules of a method `from_data`).
+        DerivativeError: x or r wants a gradient.
     """
 
     def __init__(

@@ -1,8 +1,9 @@
 """The empirical Poisson field of a data set, and what follows from it.
 
 Every function takes queries x (B, *shape), float32 or float64; r (B,), () or a number, > 0: the norm of the D extra
-coordinates (z for D = 1; σ = r/√D for D = ∞); and the charges (M, *shape), a `Charges` or a plain tensor. Symbols are
-those of docs/architecture.md: w_j is the softmax over the charges of log q_j − (N + D)/2 log(‖x − y_j‖² + r²).
+coordinates, r = σ√D (z where D = 1, σ itself where D = ∞), or, where a user thinks in noise levels, sigma in its place; and the
+charges (M, *shape), a `Charges` or a plain tensor. Symbols are those of docs/architecture.md: w_j is the softmax over the charges
+of log q_j − (N + D)/2 log(‖x − y_j‖² + r²).
 
 Shared behaviour. A row of x that holds NaN or infinity gives a row of NaN. r ≤ 0 or NaN raises ArgumentError where reading
 it is free (CPU) and gives a row of NaN on a GPU. Wrong shapes, dtypes, devices and D ≤ 0 raise ArgumentError; a backend that
@@ -23,8 +24,9 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
+from pfgm_fast.errors import ArgumentError
 from pfgm_fast.ops.schema import Query
-from pfgm_fast.special import log_gamma_ratio
+from pfgm_fast.special import log_gamma_ratio, radius_scale
 
 
 def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Query:
@@ -32,6 +34,29 @@ def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Qu
     x = checks.batch("x", x)
     query = charges.query(x, checks.per_row("r", r, x, positive=True), aug_dim)
     return query._replace(aug_dim=checks.aug_dim(aug_dim))
+
+
+def _radius(
+    x: Tensor, r: Tensor | float | None, sigma: Tensor | float | None, aug_dim: float
+) -> Tensor | float:
+    """r as it was given, or σ√D of sigma (σ where D = ∞)."""
+    if sigma is None and r is not None:
+        return r
+    if (sigma is None) == (r is None):
+        given = "neither" if r is None else "both"
+        raise ArgumentError(
+            f"give one of r and sigma, which are tied by r = σ√D (r = σ for D = ∞); got {given}"
+        )
+    return checks.per_row("sigma", sigma, checks.batch("x", x), positive=True) * radius_scale(
+        checks.aug_dim(aug_dim)
+    )
+
+
+def _given(charges: Charges | Tensor | None) -> Charges:
+    """Charges of what was given; with sigma= they come by name, and may be forgotten."""
+    if charges is None:
+        raise ArgumentError("charges are missing: the data (M, *shape), Charges or a tensor")
+    return as_charges(charges)
 
 
 Operator = Callable[[Any, Query], tuple[Tensor, ...]]
@@ -42,12 +67,12 @@ def _over_classes(
     operator: Operator,
     x: Tensor,
     r: Tensor | float,
-    charges: Charges | Tensor,
+    charges: Charges | Tensor | None,
     aug_dim: float,
     labels: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """Call an operator once, or once a class with the rows and the charges of that class."""
-    charges = as_charges(charges)
+    charges = _given(charges)
     query = _query(x, r, charges, aug_dim)
     if labels is None:
         return operator(charges.operators, query)
@@ -68,34 +93,62 @@ def _over_classes(
 
 def posterior_mean(
     x: Tensor,  # (B, *shape)
-    r: Tensor | float,  # (B,)
-    charges: Charges | Tensor,  # (M, *shape)
+    r: Tensor | float | None = None,  # (B,)
+    charges: Charges | Tensor | None = None,  # (M, *shape)
     aug_dim: float = 1.0,
     *,
+    sigma: Tensor | float | None = None,  # (B,)
     labels: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """m = Σ_j w_j y_j (B, *shape): the mean of the data behind a perturbed point, the ideal denoiser.
 
     PFGM++ (arXiv 2302.04265) eq. 4 and proposition 1; D = ∞ is the denoiser of diffusion models. Inside the convex hull
     of the charges.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        r: The norm > 0 of the D extra coordinates, () or (B,) or a number: r = σ√D (z where D = 1, σ itself where D = ∞).
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        sigma: The noise level σ > 0, () or (B,) or a number, in r's place.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; both r and sigma, or neither; a class without charges.
+        BackendError: No backend can serve the call.
     """
+    r = _radius(x, r, sigma, aug_dim)
     mean, _ = _over_classes(lambda ops, query: ops.posterior_mean(*query), x, r, charges, aug_dim, labels)
     return mean.view(x.shape)
 
 
 def poisson_field(
     x: Tensor,  # (B, *shape)
-    r: Tensor | float,  # (B,)
-    charges: Charges | Tensor,  # (M, *shape)
+    r: Tensor | float | None = None,  # (B,)
+    charges: Charges | Tensor | None = None,  # (M, *shape)
     aug_dim: float = 1.0,
     *,
+    sigma: Tensor | float | None = None,  # (B,)
     labels: Tensor | None = None,  # (B,)
 ) -> tuple[Tensor, Tensor]:
     """(E_x, E_r) ∝ the Poisson field: E_x = x − m (B, *shape) as a sum of differences, E_r = r (B,).
 
     PFGM (arXiv 2209.11178) eq. 4, PFGM++ (arXiv 2302.04265) eq. 3, scaled by Σ_j q_j/d_j^(N+D) > 0; it points away from
     the charges. On top of a lone charge E_x is 0.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        r: The norm > 0 of the D extra coordinates, () or (B,) or a number: r = σ√D (z where D = 1, σ itself where D = ∞).
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        sigma: The noise level σ > 0, () or (B,) or a number, in r's place.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; both r and sigma, or neither; a class without charges.
+        BackendError: No backend can serve the call.
     """
+    r = _radius(x, r, sigma, aug_dim)
     field, _ = _over_classes(lambda ops, query: ops.poisson_field(*query), x, r, charges, aug_dim, labels)
     return field.view(x.shape), checks.per_row("r", r, x, positive=False)
 
@@ -110,8 +163,18 @@ def pfgm_target(
 ) -> tuple[Tensor, Tensor]:
     """v = −√N E/(‖E‖ + γ), the training target of PFGM: v_x (B, *shape) and v_z (B,), with D = 1.
 
-    PFGM (arXiv 2209.11178) algorithm 1, with E = (x − m, z), γ ≥ 0. ‖(v_x, v_z)‖ < √N, and v points to the charges.
-    Raises: ArgumentError for γ < 0 or not finite, beside the shared errors.
+    PFGM (arXiv 2209.11178) algorithm 1, with E = (x − m, z). ‖(v_x, v_z)‖ < √N, and v points to the charges.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        z: Height > 0 above the data, () or (B,) or a number: the r of D = 1, which is σ too.
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        gamma: γ ≥ 0, in units of the data: keeps v finite where the field vanishes.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; a class without charges.
+        BackendError: No backend can serve the call.
     """
     gamma = checks.nonnegative("gamma", gamma)
 
@@ -150,18 +213,32 @@ def log_partition(
 
 def log_density(
     x: Tensor,  # (B, *shape)
-    r: Tensor | float,  # (B,)
-    charges: Charges | Tensor,  # (M, *shape)
+    r: Tensor | float | None = None,  # (B,)
+    charges: Charges | Tensor | None = None,  # (M, *shape)
     aug_dim: float = 1.0,
     *,
+    sigma: Tensor | float | None = None,  # (B,)
     labels: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """log p_r(x) (B,) in nats: the normalised density over R^N of the data perturbed at r.
 
     p_r(x) = Σ_j q_j k_r(x − y_j)/Σ_j q_j with k_r ∝ (‖x − y‖² + r²)^(−(N+D)/2) (PFGM++, arXiv 2302.04265, eq. 4), or the
     Gaussian of standard deviation r where D = ∞. Sums in float64, returned in x's dtype.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        r: The norm > 0 of the D extra coordinates, () or (B,) or a number: r = σ√D (z where D = 1, σ itself where D = ∞).
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        sigma: The noise level σ > 0, () or (B,) or a number, in r's place.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; both r and sigma, or neither; a class without charges.
+        BackendError: No backend can serve the call.
     """
-    charges = as_charges(charges)
+    r = _radius(x, r, sigma, aug_dim)
+    charges = _given(charges)
     (lse,) = _over_classes(lambda ops, query: (ops.log_density(*query),), x, r, charges, aug_dim, labels)
     radius = checks.per_row("r", r, x, positive=False)
     if labels is None:
@@ -175,16 +252,30 @@ def log_density(
 
 def score(
     x: Tensor,  # (B, *shape)
-    r: Tensor | float,  # (B,)
-    charges: Charges | Tensor,  # (M, *shape)
+    r: Tensor | float | None = None,  # (B,)
+    charges: Charges | Tensor | None = None,  # (M, *shape)
     aug_dim: float = 1.0,
     *,
+    sigma: Tensor | float | None = None,  # (B,)
     labels: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """∇_x log p_r(x) = −(N + D) Σ_j w_j (x − y_j)/d²_j (B, *shape); D = ∞: (m − x)/σ².
 
     PFGM++ (arXiv 2302.04265) section 3: the field is the score times a factor only at D = ∞.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        r: The norm > 0 of the D extra coordinates, () or (B,) or a number: r = σ√D (z where D = 1, σ itself where D = ∞).
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        sigma: The noise level σ > 0, () or (B,) or a number, in r's place.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; both r and sigma, or neither; a class without charges.
+        BackendError: No backend can serve the call.
     """
+    r = _radius(x, r, sigma, aug_dim)
 
     def operator(ops: Any, query: Query) -> tuple[Tensor]:
         if math.isinf(query.aug_dim):  # where the field says it all, and its derivatives need fewer moments
@@ -197,17 +288,31 @@ def score(
 
 def field_divergence(
     x: Tensor,  # (B, *shape)
-    r: Tensor | float,  # (B,)
-    charges: Charges | Tensor,  # (M, *shape)
+    r: Tensor | float | None = None,  # (B,)
+    charges: Charges | Tensor | None = None,  # (M, *shape)
     aug_dim: float = 1.0,
     *,
+    sigma: Tensor | float | None = None,  # (B,)
     labels: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """Σ_k ∂(x − m)_k/∂x_k (B,): the trace of the Jacobian of E_x = x − m, exact, as weighted sums.
 
-    tr J_m = Σ w c ‖ρ‖² − e·g (docs/architecture.md), so the divergence is N − Σ w c ‖ρ‖² − (x − m)·g. The flow of the true
+    PFGM++ (arXiv 2302.04265) eq. 4 differentiated: tr J_m = Σ w c ‖ρ‖² − e·g (docs/architecture.md), so the divergence is N − Σ w c ‖ρ‖² − (x − m)·g. The flow of the true
     field, dx/dr = (x − m)/r, has the divergence of this over r: the instantaneous change of variables without an estimate.
+
+    Args:
+        x: Queries (B, *shape), float32 or float64.
+        r: The norm > 0 of the D extra coordinates, () or (B,) or a number: r = σ√D (z where D = 1, σ itself where D = ∞).
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        sigma: The noise level σ > 0, () or (B,) or a number, in r's place.
+        labels: Classes (B,); each query sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; both r and sigma, or neither; a class without charges.
+        BackendError: No backend can serve the call.
     """
+    r = _radius(x, r, sigma, aug_dim)
 
     def operator(ops: Any, query: Query) -> tuple[Tensor]:
         gradient, field, _, trace, _ = ops.score(*query)
@@ -228,8 +333,20 @@ def field_step(
 ) -> Tensor:
     """One Euler step of dx/dz = E_x/E_z in the true field, x + (z' − z)/z (x − m): (B, *shape), no network.
 
-    PFGM (arXiv 2209.11178) eq. 6; for other D with r for z (PFGM++ eq. 5), for D = ∞ with σ. z' ≥ 0; at z' = 0 the step ends
-    on the posterior mean.
+    PFGM (arXiv 2209.11178) eq. 6; for other D with r = σ√D for z (PFGM++ eq. 5), for D = ∞ with σ. At z' = 0 the step ends on the
+    posterior mean.
+
+    Args:
+        x: Points (B, *shape), float32 or float64, at z.
+        z: Height > 0, () or (B,) or a number.
+        z_next: Height ≥ 0 to step to, on either side of z, () or (B,) or a number.
+        charges: The data (M, *shape), `Charges` or a plain tensor.
+        aug_dim: D ∈ (0, ∞].
+        labels: Classes (B,); each point sees the charges of its own class only.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; a class without charges.
+        BackendError: No backend can serve the call.
     """
 
     def operator(ops: Any, query: Query) -> tuple[Tensor]:

@@ -12,6 +12,7 @@ from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import posterior_mean
+from pfgm_fast.special import radius_scale
 
 
 class IdealDenoiser(nn.Module):
@@ -20,13 +21,15 @@ class IdealDenoiser(nn.Module):
     Called as `(x, sigma, labels=None)`, with the attributes of EDM's networks, so that it takes a network's place in EDM, k-diffusion
     and plain sampling loops, and in `pf.sample(ideal, shape, method=PFGMpp(aug_dim=...))`. No parameters; `.to(device)` moves the
     data, `.half()` and `.double()` leave them alone. Not differentiated in the data; in x and σ as `posterior_mean` is.
+    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 57 for D = ∞; PFGM++ (arXiv 2302.04265) proposition 1.
 
     Args:
         data: Charges, or a tensor (M, *shape) of what they are made of. With labels where it is to be asked for classes.
-        aug_dim: D ∈ (0, ∞]. ∞, the default, is the denoiser of diffusion models; σ = r/√D for finite D (PFGM++, section 4).
-        sigma_min, sigma_max: what a sampler that asks for them is told, 0 and ∞ as EDM's networks say.
+        aug_dim: D ∈ (0, ∞]. ∞, the default, is the denoiser of diffusion models; for finite D, r = σ√D (PFGM++, section 4).
+        sigma_min, sigma_max: What a sampler that asks for them is told, σ ≥ 0; 0 and ∞ as EDM's networks say.
 
-    Source: Karras et al. 2022 (arXiv 2206.00364) eq. 57 for D = ∞; PFGM++ (arXiv 2302.04265) proposition 1.
+    Raises:
+        ArgumentError: As `Charges` for data; D that is not in (0, ∞].
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class IdealDenoiser(nn.Module):
             wide.dtype == torch.float64 and self.charges.dtype == torch.float32
         ):
             wide = wide.to(self.charges.dtype)  # float charges are of one dtype; bytes take either
-        radius = self._sigma(sigma, wide) * (1.0 if math.isinf(self.aug_dim) else math.sqrt(self.aug_dim))
+        radius = self._sigma(sigma, wide) * radius_scale(self.aug_dim)
         if labels is None:
             return posterior_mean(wide, radius, self.charges, self.aug_dim).to(x.dtype)
         classes, free = self._classes(labels, wide)

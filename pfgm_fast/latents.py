@@ -37,9 +37,21 @@ def encode(
 ) -> Samples:
     """The latents of x: where the path begins that ends in x. Returns Samples whose x (B, *shape) are latents.
 
-    x: float32 or float64, values as the model was trained on; taken to lie where sampling ends (PFGM: z = z_min).
-    solver, steps, options: as in `sample`; "heun" costs 2 steps evaluations here, for no step ends on the data.
-    Raises: ArgumentError for bad shapes or a stochastic solver.
+    A flow is a bijection between prior and data (PFGM, arXiv 2209.11178, section 4.3); `sample(..., x0=latents)` goes back.
+
+    Args:
+        net: As in `sample`; a module is put in evaluation mode meanwhile.
+        x: (B, *shape), float32 or float64, values as the model was trained on; taken to lie where sampling ends (PFGM: z = z_min).
+        method: Hyper-parameters; default as in `sample`.
+        solver: Of an ODE, as in `sample`; "heun" costs 2 steps evaluations here, for no step ends on the data.
+        steps: ≥ 1, for solvers of fixed steps.
+        labels: Classes (B,), or one-hot (B, classes).
+        progress: A tqdm bar.
+        **options: Of the solver; `rtol` and `atol` of "rk45".
+
+    Raises:
+        ArgumentError: Bad shapes, steps or options; a stochastic solver.
+        SolverError: Where rk45 cannot go on.
     """
     method = method_for(net, method)
     x = checks.batch("x", x)
@@ -81,7 +93,20 @@ def round_trip(
 ) -> RoundTrip:
     """Encode x and decode it again; the error is that of the solver, twice: the flow itself is invertible.
 
-    Arguments and errors: as in `encode`. For the adaptive solver, `rtol` and `atol` decide.
+    PFGM (arXiv 2209.11178) section 4.3. Returns a RoundTrip: latents and images (B, *shape), error (B,), nfe.
+
+    Args:
+        net: As in `sample`; a module is put in evaluation mode meanwhile.
+        x: (B, *shape), float32 or float64, as in `encode`.
+        method: Hyper-parameters; default as in `sample`.
+        solver: Of an ODE, as in `sample`.
+        steps: ≥ 1, for solvers of fixed steps.
+        labels: Classes (B,), or one-hot (B, classes).
+        **options: Of the solver; `rtol` and `atol` of "rk45" decide its error.
+
+    Raises:
+        ArgumentError: Bad shapes, steps or options; a stochastic solver.
+        SolverError: Where rk45 cannot go on.
     """
     method = method_for(net, method)
     there = encode(net, x, method, solver=solver, steps=steps, labels=labels, **options)
@@ -96,13 +121,19 @@ def interpolate(
     end: Tensor,  # (B, *shape)
     count: int,
 ) -> Tensor:
-    """`count` ≥ 2 latents from start to end, both included, along great circles: (count, B, *shape).
+    """`count` latents from start to end, both included, along great circles: (count, B, *shape).
 
     Directions turn at constant speed (Shoemake 1985) and norms change in equal ratios, so that every one is as likely as its
-    neighbours, which a straight line through the thin middle of a high-dimensional prior is not. Where the two point
-    exactly apart no great circle is the shortest, and directions are mixed linearly, as where they are parallel.
+    neighbours, which a straight line through the thin middle of a high-dimensional prior is not (PFGM, arXiv 2209.11178, section 4.3).
+    Where the two point exactly apart no great circle is the shortest, and directions are mixed linearly, as where they are parallel.
 
-    Raises: ArgumentError for other shapes, a latent that is zero, or count < 2.
+    Args:
+        start: Latents (B, *shape), none of norm 0.
+        end: Latents (B, *shape), likewise.
+        count: How many, an integer ≥ 2.
+
+    Raises:
+        ArgumentError: Other shapes, a latent that is zero, or count < 2.
     """
     start, end = checks.batch("start", start), checks.batch("end", end)
     checks.same("end", end, "start", start)

@@ -64,16 +64,29 @@ def log_likelihood(
 ) -> Likelihood:
     """Log density of x under the model: the method's prior, carried to the data by the flow of a network or of Charges.
 
-    net: as in `sample`; a module is put in evaluation mode meanwhile. x: float32 or float64, any shape, values as the model
-        was trained on. It is taken to lie where the path is least noisy (PFGM: on z = z_min; the SDEs: at t_min).
-    solver: "rk45" (adaptive; `rtol`, `atol`, default 1e-5) or "heun", "euler" with `steps` steps, even in the flow's clock.
-    probes: K ≥ 1 of Hutchinson's estimate, its error falls as 1/√K; noise: "rademacher" (±1, least variance) or "gaussian".
-    exact: the divergence itself instead; None: where it is known in closed form (Charges). True with a network costs N
-        vector-Jacobian products an evaluation.
-    labels: (B,) classes. generator: of the probes.
+    The instantaneous change of variables (Chen et al. 2018, arXiv 1806.07366), with Hutchinson's estimate (arXiv 1810.01367). Returns
+    a Likelihood: densities in nats (B,), float64. The prior is taken with its whole tail; that `sample` clips PFGM's does not enter. A
+    flow that overflows gives NaN or infinity, as it is.
 
-    The prior is taken with its whole tail; that `sample` clips PFGM's does not enter. Raises: ArgumentError for bad shapes,
-    probes, noise or a stochastic solver. A flow that overflows gives NaN or infinity, as it is.
+    Args:
+        net: As in `sample`; a module is put in evaluation mode meanwhile.
+        x: (B, *shape), float32 or float64, values as the model was trained on. It is taken to lie where the path is least noisy
+            (PFGM: on z = z_min; the SDEs: at t_min).
+        method: Hyper-parameters; default as in `sample`.
+        solver: "rk45" (adaptive; `rtol`, `atol`, default 1e-5) or "heun", "euler" with `steps` steps, even in the flow's clock.
+        steps: ≥ 1, for solvers of fixed steps.
+        probes: K ≥ 1 of Hutchinson's estimate; its error falls as 1/√K.
+        noise: Of the probes: "rademacher" (±1, least variance) or "gaussian".
+        exact: The divergence itself instead; None: where it is known in closed form (Charges). True with a network costs N
+            vector-Jacobian products an evaluation.
+        labels: Classes (B,), or one-hot (B, classes).
+        generator: Of the probes.
+        progress: A tqdm bar.
+        **options: Of the solver.
+
+    Raises:
+        ArgumentError: Bad shapes, probes, noise or options; a stochastic solver.
+        SolverError: Where rk45 cannot go on.
     """
     method = method_for(net, method)
     x = checks.batch("x", x)
@@ -130,10 +143,20 @@ def bits_per_dim(
     """−log₂ P(image)/N of images of bytes by uniform dequantisation (Theis et al. 2016, arXiv 1511.01844, section 3.1).
 
     A byte stands for the cell of width (high − low)/255 around its value, so P(image) = ∫ over the cell of p ≥ exp E log p(x)
-    · width^N: the bits are an upper bound on average, the mean over `draws` ≥ 1 draws of x. value_range (low, high): values
-    of the bytes 0 and 255, as in `Charges`. generator, options: as in `log_likelihood`.
+    · width^N: the bits are an upper bound on average, the mean over the draws of x. Returns BitsPerDim: bits (B,), mean, nfe.
 
-    Raises: ArgumentError for images that are not uint8, draws < 1, or an empty range.
+    Args:
+        net: As in `sample`; a module is put in evaluation mode meanwhile.
+        images: (B, *shape) uint8.
+        method: Hyper-parameters; default as in `sample`.
+        draws: Draws of x ≥ 1.
+        value_range: The values (low, high) of the bytes 0 and 255, low < high, as in `Charges`.
+        generator: Of the draws and the probes.
+        **options: As in `log_likelihood`.
+
+    Raises:
+        ArgumentError: Images that are not uint8, draws < 1, an empty range, and as `log_likelihood`.
+        SolverError: Where rk45 cannot go on.
     """
     images = checks.batch("images", images, (torch.uint8,))
     low, high = value_range

@@ -26,8 +26,14 @@ from pfgm_fast.solvers import solver as find_solver
 
 @dataclass(frozen=True)
 class Samples:
-    """x (B, *shape): the samples. nfe: evaluations of the network. path: [(t, x), …] where it was asked for. graph: where a CUDA graph
-    was asked for, "captured", or the reason why the steps ran one by one; else None."""
+    """What `sample` and `encode` return.
+
+    Args:
+        x: The samples, or latents (B, *shape).
+        nfe: Evaluations of the network, ≥ 1.
+        path: [(t, x (B, *shape)), …] after each step, where it was asked for.
+        graph: Where a CUDA graph was asked for, "captured", or the reason why the steps ran one by one; else None.
+    """
 
     x: Tensor
     nfe: int
@@ -64,37 +70,48 @@ def sample(
 ) -> Samples:
     """Draw samples by integrating the method's ODE, or its reverse SDE, from its prior to the data.
 
-    net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`; or v_x alone; or a denoiser D(x, sigma), with sigma_min and
-        sigma_max, or in `pf.Denoiser` (`methods.network` has the whole contract; the first call is held to it); or Charges: the true
-        field, no network (then one evaluation is one field). A module is put in evaluation mode meanwhile.
-    solver: one evaluation a step: "euler", "dpm_solver++" (DPM-Solver++ 2M), "unipc" (UniPC; `order`, 3), and, drawing noise, for the SDEs and D = ∞ "ancestral",
-        "euler_maruyama", "reverse_diffusion"; two: "heun" (2 steps − 1) and "predictor_corrector" (`snr`); "rk45" (adaptive; `rtol`,
-        `atol`; its steps are common to the batch). "euler" and "heun" take EDM's S_churn, S_min, S_max, S_noise.
-    steps: ≥ 1, log-spaced in z for PFGM; EDM's grid for PFGM++ and EDM; even in t for the SDEs.
-    z_max, z_min: where PFGM's ODE starts and ends; None: the method's (40 and 1e-3).
-    x0: the start instead of a draw from the prior, which is float64 for a network of float64, else float32. The steps keep its dtype,
-        the network gets its own.
-    generator: for the prior (and the noise). seed, an integer ≥ 0, instead: image k is the same in any batch and on any device; seeds:
-        those of the images themselves (`pf.image_seeds(seed, count, first)` are what `seed` gives).
-    method: hyper-parameters; default PFGM(), or PFGMpp where net is a denoiser (D its own `aug_dim`, else ∞) or aug_dim is given.
-        A denoiser's sigma_min and sigma_max limit the method's. aug_dim: D of PFGMpp, r = σ√D; inf is EDM.
-    labels: classes. guidance: the weight w of classifier-free guidance, free + w (with labels − free), at two evaluations; null_label:
-        the class that stands for none (None: the call without labels; of Charges, all of them).
-    device: where to sample; default and, for a module or Charges, always theirs.
-    temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
-    denoise: end with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM, where
-        it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
-    noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times a
-        draw of the method's perturbation at that time is added. Not with "rk45".
-    clip_denoised: what is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
-        dynamic thresholding. None: nothing, beyond what the method itself holds.
-    record: keep the path. progress: a tqdm bar.
-    cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where that
-        cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
-        `sampling_graph.EulerGraph`.
+    PFGM (arXiv 2209.11178) eq. 6, PFGM++ (arXiv 2302.04265) eq. 5, EDM (arXiv 2206.00364) algorithms 1 and 2, the SDEs' samplers
+    (arXiv 2011.13456); each solver's file cites its own. Samples that are not finite are returned as such.
 
-    Raises: ArgumentError for bad shapes, steps, solver, options, z_min ≥ z_max, a network that breaks the contract; SolverError where
-    rk45 cannot go on. Samples that are not finite are returned as such.
+    Args:
+        net: net(x, z) → (v_x (B, *shape), v_z (B,)), such as `nn.DDPMpp`; or v_x alone; or a denoiser D(x, sigma), with sigma_min and
+            sigma_max, or in `pf.Denoiser` (`methods.network` has the whole contract; the first call is held to it); or Charges: the
+            true field, no network (then one evaluation is one field). A module is put in evaluation mode meanwhile.
+        shape: (B, *shape), every size ≥ 1.
+        solver: One evaluation a step: "euler", "dpm_solver++" (DPM-Solver++ 2M), "unipc" (UniPC; `order`, 3), and, drawing noise,
+            for the SDEs and D = ∞ "ancestral", "euler_maruyama", "reverse_diffusion"; two: "heun" (2 steps − 1) and "predictor_corrector" (`snr`); "rk45"
+            (adaptive; `rtol`, `atol`; its steps are common to the batch). "euler" and "heun" take EDM's S_churn, S_min, S_max, S_noise.
+        steps: ≥ 1, log-spaced in z for PFGM; EDM's grid for PFGM++ and EDM; even in t for the SDEs.
+        z_max, z_min: Where PFGM's ODE starts and ends, 0 < z_min < z_max; None: the method's (40 and 1e-3).
+        x0: The start (B, *shape) instead of a draw from the prior, which is float64 for a network of float64, else float32. The steps
+            keep its dtype, the network gets its own.
+        generator: For the prior (and the noise).
+        method: Hyper-parameters; default PFGM(), or PFGMpp where net is a denoiser (D its own `aug_dim`, else ∞) or aug_dim is given.
+            A denoiser's sigma_min and sigma_max limit the method's.
+        aug_dim: D ∈ (0, ∞] of PFGMpp, r = σ√D; inf is EDM.
+        labels: Classes (B,), or one-hot (B, classes).
+        guidance: The finite weight w of classifier-free guidance, free + w (with labels − free), at two evaluations; any number.
+        null_label: The class ≥ 0 that stands for none (None: the call without labels; of Charges, all of them).
+        seed: An integer ≥ 0 in the generator's place: image k is the same in any batch and on any device.
+        seeds: B integers ≥ 0, those of the images themselves (`pf.image_seeds(seed, count, first)` are what `seed` gives).
+        device: Where to sample; default and, for a module or Charges, always theirs.
+        temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
+        denoise: End with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM,
+            where it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
+        noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times
+            a draw of the method's perturbation at that time is added. Not with "rk45".
+        clip_denoised: What is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
+            dynamic thresholding. None: nothing, beyond what the method itself holds.
+        record: Keep the path.
+        progress: A tqdm bar.
+        cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where
+            that cannot be, the same steps run one by one, and `Samples.graph` says why. To replay one graph for many batches, keep a
+            `sampling_graph.EulerGraph`.
+        **options: Of the solver.
+
+    Raises:
+        ArgumentError: Bad shapes, steps, solver, options, seed or device; z_min ≥ z_max; a network that breaks the contract.
+        SolverError: Where rk45 cannot go on.
     """
     if not callable(net) and not isinstance(net, Charges):
         raise ArgumentError(f"net must be callable as net(x, z), or Charges; got {type(net).__name__}")
@@ -225,7 +242,12 @@ def _device_for(net: Any, device: torch.device | str | None, x0: Tensor | None) 
         return lives
     try:
         wanted = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        torch.empty(0, device=wanted)
+    except (
+        RuntimeError,
+        TypeError,
+        AssertionError,
+    ) as error:  # PyTorch's words for a device that is not there
         raise ArgumentError(f"device {device!r}: {error}") from None
     for name, place in (("net", lives), ("x0", None if x0 is None else x0.device)):
         if place is not None and not _same_device(place, wanted):
@@ -248,8 +270,16 @@ def _draws(
         raise ArgumentError("give one of generator, seed and seeds")
     if seed is not None:
         seeds = image_seeds(seed, shape[0] if shape else 0)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise ArgumentError(
+            f"generator must be a torch.Generator; got {type(generator).__name__}: a number is seed="
+        )
     if seeds is None:
         return None
+    if not isinstance(seeds, Sequence):
+        raise ArgumentError(
+            f"seeds must be a sequence of integers ≥ 0; got {type(seeds).__name__}: one is seed="
+        )
     if len(seeds) != (shape[0] if shape else 0):
         raise ArgumentError(f"seeds must be one for each image of shape {shape}; got {len(seeds)}")
     return ImageGenerators(seeds)

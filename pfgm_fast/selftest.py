@@ -102,12 +102,15 @@ def selftest(
 ) -> Report:
     """Every backend that can run here against the reference in float64 on the CPU, on small and on real shapes.
 
-    Args:
-        backends: names; None: all. One that cannot run is a row with its reason, not a miss.
-        seconds: no check begins after so long; what was then not run is a row that says so, not a miss.
-        say: called with each row as it is found.
+    Returns a Report: `rows`, `ok`; as a string, a Markdown table.
 
-    Returns a Report: `rows`, `ok`; as a string, a Markdown table. Raises ArgumentError for an unknown name.
+    Args:
+        backends: Names; None: all. One that cannot run is a row with its reason, not a miss.
+        seconds: No check begins after so long, ≥ 0; what was then not run is a row that says so, not a miss.
+        say: Called with each row as it is found.
+
+    Raises:
+        ArgumentError: An unknown name.
     """
     from pfgm_fast.ops.dispatch import NAMES
     from pfgm_fast.ops.dispatch import _checked as known

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 
+
+def radius_scale(aug_dim: float) -> float:
+    """r/σ = √D (PFGM++, arXiv 2302.04265, section 4); 1 where D is infinite, where the field's functions take σ itself as r."""
+    return 1.0 if math.isinf(aug_dim) else math.sqrt(aug_dim)
+
+
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156)
 """B_2k/(2k (2k − 1)), k = 1..7: the coefficients of z^(1 − 2k) in log Γ(z)'s asymptotic series (DLMF 5.11.1)."""
 

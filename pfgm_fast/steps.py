@@ -56,8 +56,19 @@ def drift(
     """dx/dz = v_x/v_z (B, *shape), with v_z replaced below z_exp by what ‖v_x‖ implies.
 
     PFGM (arXiv 2209.11178) eq. 6 and appendix B.2.3: n = ‖v_x‖/√N, ‖E‖ = √((γn/(1 − n))² + z²), v_z = −√N z/(‖E‖ + γ). n ≥ 1,
-    which a network can give and no field has, is held just below 1: never NaN. γ > 0; z_exp ≥ 0, 0 turns it off.
-    radius, which needs x, holds the field to the data as the module says; the result is then in x's dtype.
+    which a network can give and no field has, is held just below 1: never NaN.
+
+    Args:
+        vx: The network's v_x (B, *shape): float32, float64, bfloat16 or float16.
+        vz: Its v_z (B,), of the same dtypes.
+        z: Height > 0, () or (B,) or a number.
+        gamma: γ > 0 of the target, in units of the data.
+        z_exp: Height ≥ 0 below which v_z is substituted; 0 turns it off.
+        x: Points (B, *shape), needed by radius alone; the result is then in their dtype.
+        radius: R > 0 of the ball that the charges lie in, or None: the field is held to it as the module says.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value.
     """
     vx = checks.batch("vx", vx, checks.NETWORK)
     constants = _constants(gamma, z_exp)
@@ -93,9 +104,23 @@ def euler_step(
 ) -> Tensor:
     """x + (z' − z) v_x/v_z (B, *shape): Euler's method on the backward ODE, v_z substituted below z_exp as in `drift`.
 
-    radius: holds the field to the data as the module says.
-    out: where the result goes, contiguous, of x's shape and dtype; it may be x or vx itself, but not overlap them otherwise.
-        As with torch.add(out=), it takes no part in autograd: a tensor that wants a gradient raises DerivativeError.
+    PFGM (arXiv 2209.11178) eq. 6 and appendix B.2.3.
+
+    Args:
+        x: Points (B, *shape), float32 or float64.
+        vx: The network's v_x (B, *shape) there: float32, float64, bfloat16 or float16.
+        vz: Its v_z (B,), of the same dtypes.
+        z: Height > 0 at x, () or (B,) or a number.
+        z_next: Height ≥ 0 to step to, on either side of z, () or (B,) or a number.
+        gamma: γ > 0 of the target, in units of the data.
+        z_exp: Height ≥ 0 below which v_z is substituted; 0 turns it off.
+        out: Where the result goes, contiguous, of x's shape (B, *shape) and dtype; it may be x or vx itself, but not overlap them
+            otherwise. As with torch.add(out=), it takes no part in autograd.
+        radius: R > 0 of the ball that the charges lie in, or None: the field is held to it as the module says.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value; an `out` that overlaps.
+        DerivativeError: An `out`, or inputs beside one, that want a gradient.
     """
     x = checks.batch("x", x)
     flat_vx, vz = _network(x, vx, vz)
@@ -127,8 +152,23 @@ def heun_step(
 ) -> Tensor:
     """x + (z' − z)/2 (dx/dz at (x, z) + dx/dz at (x', z')) (B, *shape), z' > 0: the correction of Heun's method.
 
-    v at (x', z') is the network at the Euler prediction x' (PFGM, arXiv 2209.11178, appendix B.4: improved Euler). radius: holds
-    the field to the data as the module says, at (x', z') too; x' is then that of `euler_step` with the same radius.
+    v at (x', z') is the network at the Euler prediction x' (PFGM, arXiv 2209.11178, appendix B.4: improved Euler).
+
+    Args:
+        x: Points (B, *shape), float32 or float64.
+        vx: The network's v_x (B, *shape) at (x, z): float32, float64, bfloat16 or float16.
+        vz: Its v_z (B,), of the same dtypes.
+        vx_next: v_x (B, *shape) at (x', z').
+        vz_next: v_z (B,) at (x', z').
+        z: Height > 0 at x, () or (B,) or a number.
+        z_next: Height > 0 to step to, on either side of z, () or (B,) or a number.
+        gamma: γ > 0 of the target, in units of the data.
+        z_exp: Height ≥ 0 below which v_z is substituted; 0 turns it off.
+        radius: R > 0 of the ball that the charges lie in, or None: the field is held to it as the module says, at (x', z')
+            too; x' is then that of `euler_step` with the same radius.
+
+    Raises:
+        ArgumentError: A wrong shape, dtype, device or value.
     """
     x = checks.batch("x", x)
     flat_vx, vz = _network(x, vx, vz)

@@ -79,7 +79,7 @@ def settings_page() -> str:
     ]
     for name, kind in METHODS.items():
         parts.append(
-            f"## `method.name={name}`\n\n{' '.join((kind.__doc__ or '').split())}\n\n{table(kind, 'method.')}"
+            f"## `method.name={name}`\n\n{' '.join((kind.__doc__ or '').split(' Args:')[0].split())}\n\n{table(kind, 'method.')}"
         )
     return "\n".join(parts)
 

@@ -37,8 +37,13 @@ CONTRACT = (
 class Denoiser(nn.Module):
     """Marks net(x (B, *shape), sigma (B,)[, labels]) → E[y | x] (B, *shape) as a denoiser, so that `sample` takes it with any method.
 
-    sigma_min, sigma_max: the noise it was trained for; sampling stays within. aug_dim: the D for which it was (there r = σ√D), None: it
-    is not said.
+    Args:
+        net: What is called; values and σ > 0 in units of the data.
+        sigma_min, sigma_max: The noise it was trained for, σ ≥ 0; sampling stays within.
+        aug_dim: The D ∈ (0, ∞] for which it was made (there r = σ√D); None: it is not said.
+
+    Raises:
+        ArgumentError: At the first call in `sample`: an output that is not of x's shape.
     """
 
     def __init__(

@@ -30,14 +30,25 @@ from pfgm_fast.methods.sigma_flow import FieldFlow, SigmaFlow
 class PFGM(Hyperparameters):
     """Hyper-parameters of PFGM; the defaults are those of CIFAR-10 (arXiv 2209.11178, appendix D).
 
-    sigma: standard deviation of ε. tau, m_exp: the perturbation grows by (1 + τ)^m, m ~ U[0, M_exp]. gamma: γ of the target.
-    z_max, z_min: where sampling starts and ends. upper_norm: the prior's largest ‖x‖. z_exp: below it v_z is substituted.
-    near: where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper); 0 turns it off. loss_reduction: see `Hyperparameters`.
     Sampling ends on z = z_min, where the true field leaves about z_min rms an element (the median; the tail of the prior up to ten
-    times that); with `denoise` it ends on the data.
-    data_radius: R, where the data are known to lie within ‖y‖ ≤ R (`from_data` and the trainer take it from the charges), or "box", √N,
-    which holds for data in [−1, 1]. A network's field is then held to what such charges can have (`steps`), which does nothing to a good
-    network and rescues a weak one, or few steps. None: it is taken as the network says it.
+    times that); with `denoise` it ends on the data. Lengths are in units of the data; z is the r of D = 1.
+
+    Args:
+        sigma: Standard deviation > 0 of ε.
+        tau: τ > 0: the perturbation grows by (1 + τ)^m, m ~ U[0, M_exp].
+        m_exp: M_exp > 0.
+        gamma: γ > 0 of the target.
+        z_max, z_min: Where sampling starts and ends, 0 < z_min < z_max.
+        upper_norm: The prior's largest ‖x‖, > 0.
+        z_exp: Height ≥ 0 below which v_z is substituted; 0 turns it off.
+        near: Where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper), ≥ 0; 0 turns it off.
+        data_radius: R > 0, where the data are known to lie within ‖y‖ ≤ R (`from_data` and the trainer take it from the charges), or
+            "box", √N, which holds for data in [−1, 1]. A network's field is then held to what such charges can have (`steps`), which
+            does nothing to a good network and rescues a weak one, or few steps. None: it is taken as the network says it.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
     """
 
     name: ClassVar[str] = "pfgm"

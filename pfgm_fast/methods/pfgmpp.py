@@ -25,18 +25,32 @@ from pfgm_fast.methods.base import (
 from pfgm_fast.methods.network import Network, call_denoiser, call_network, is_denoiser
 from pfgm_fast.methods.sigma_flow import FieldFlow, GaussianFieldFlow, GaussianSigmaFlow, SigmaFlow
 from pfgm_fast.nn.preconditioning import edm_coefficients
+from pfgm_fast.special import radius_scale
 
 
 @dataclass(frozen=True)
 class PFGMpp(Hyperparameters):
-    """aug_dim: D ∈ (0, ∞]; r = σ√D ties it to the noise σ of diffusion models (section 4), so their settings carry over.
+    """PFGM++ (arXiv 2302.04265): D extra dimensions, and the noise levels σ of diffusion models, r = σ√D (section 4), so that
+    their settings carry over.
 
-    ln σ ~ N(P_mean, P_std²) in training. sigma_data: standard deviation of the data's values. σ runs from sigma_max to sigma_min on a
-    grid even in σ^(1/rho) (EDM eq. 5), and then to 0: `steps` values and 0, so Heun's method takes 2·steps − 1 evaluations.
-    stable: the target is the posterior mean over all charges, without variance, instead of the one image that was perturbed.
+    In training ln σ ~ N(P_mean, P_std²); in sampling σ runs from sigma_max to sigma_min on a grid even in σ^(1/rho) (EDM eq. 5), and
+    then to 0: `steps` values and 0, so Heun's method takes 2·steps − 1 evaluations.
     The preconditioning is EDM's (table 1), which PFGM++ shares: D = c_skip x + c_out F(c_in x, c_noise, labels), and F, an own network
-    as well as the released ones, is given c_noise = ln(σ)/4, about −1.6 to 1.1: an embedding made for 0 … 1000 needs it rescaled
-    (c_noise_scale; runs saved before this was so have 250). A module that is a denoiser already (`methods.network`) is taken as it is.
+    as well as the released ones, is given c_noise = ln(σ)/4, about −1.6 to 1.1: an embedding made for 0 … 1000 needs it rescaled.
+    A module that is a denoiser already (`methods.network`) is taken as it is.
+
+    Args:
+        aug_dim: D ∈ (0, ∞]; r = σ√D, and σ itself where D = ∞.
+        sigma_min, sigma_max: The ends of σ in sampling, 0 < sigma_min < sigma_max, in units of the data.
+        sigma_data: Standard deviation > 0 of the data's values.
+        P_mean, P_std: Mean, and standard deviation > 0, of ln σ in training.
+        rho: ρ > 0 of the grid.
+        stable: True: the target is the posterior mean over all charges, without variance, instead of the one image that was perturbed.
+        c_noise_scale: c_noise over ln σ, > 0; runs saved before it was 1/4 have 250.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
     """
 
     name: ClassVar[str] = "pfgmpp"
@@ -74,7 +88,7 @@ class PFGMpp(Hyperparameters):
     @property
     def radius_scale(self) -> float:
         """r/σ = √D; 1 where D is infinite, where the field functions take σ itself."""
-        return 1.0 if math.isinf(self.aug_dim) else math.sqrt(self.aug_dim)
+        return radius_scale(self.aug_dim)
 
     def within(self, net: Network) -> PFGMpp:
         """The method, with σ held within the denoiser's sigma_min and sigma_max, as EDM's samplers do."""
@@ -174,7 +188,27 @@ def rounded(net: Network, sigmas: list[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class EDM(PFGMpp):
-    """PFGM++ with D = ∞: the diffusion model of Karras et al. 2022 (arXiv 2206.00364)."""
+    """PFGM++ with D = ∞: the diffusion model of Karras et al. 2022 (arXiv 2206.00364).
+
+    In training ln σ ~ N(P_mean, P_std²); in sampling σ runs from sigma_max to sigma_min on a grid even in σ^(1/rho) (EDM eq. 5), and
+    then to 0: `steps` values and 0, so Heun's method takes 2·steps − 1 evaluations.
+    The preconditioning is EDM's (table 1), which PFGM++ shares: D = c_skip x + c_out F(c_in x, c_noise, labels), and F, an own network
+    as well as the released ones, is given c_noise = ln(σ)/4, about −1.6 to 1.1: an embedding made for 0 … 1000 needs it rescaled.
+    A module that is a denoiser already (`methods.network`) is taken as it is.
+
+    Args:
+        aug_dim: ∞.
+        sigma_min, sigma_max: The ends of σ in sampling, 0 < sigma_min < sigma_max, in units of the data.
+        sigma_data: Standard deviation > 0 of the data's values.
+        P_mean, P_std: Mean, and standard deviation > 0, of ln σ in training.
+        rho: ρ > 0 of the grid.
+        stable: True: the target is the posterior mean over all charges, without variance, instead of the one image that was perturbed.
+        c_noise_scale: c_noise over ln σ, > 0; runs saved before it was 1/4 have 250.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
+    """
 
     name: ClassVar[str] = "edm"
 

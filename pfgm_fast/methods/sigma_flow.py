@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from pfgm_fast.charges import Charges
 from pfgm_fast.field import field_divergence, poisson_field
 from pfgm_fast.flows import NoiseLevelTime
+from pfgm_fast.special import radius_scale
 
 Grid = Callable[[int, bool], list[float]]
 
@@ -50,7 +50,7 @@ class FieldFlow(SigmaFlow):
     def __init__(self, charges: Charges, aug_dim: float, grid: Grid, labels: Tensor | None) -> None:
         super().__init__(self._field, grid)
         self.charges, self.aug_dim, self.labels = charges, aug_dim, labels
-        self.radius_scale = 1.0 if math.isinf(aug_dim) else math.sqrt(aug_dim)
+        self.radius_scale = radius_scale(aug_dim)
 
     def _field(self, x: Tensor, sigma: float) -> Tensor:
         r = sigma * self.radius_scale

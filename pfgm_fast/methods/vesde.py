@@ -16,10 +16,19 @@ from pfgm_fast.methods.sde import SDE
 
 @dataclass(frozen=True)
 class VESDE(SDE):
-    """s(t) = σ_min (σ_max/σ_min)^t, a = 1.
+    """VE, the variance-exploding SDE (arXiv 2011.13456, eq. 9): s(t) = σ_min (σ_max/σ_min)^t, a = 1, t from 1 to t_min.
 
     The defaults are CIFAR-10's, 0.01 … 50 for values in [0, 1] (appendix C), for values in [−1, 1], this package's: 0.02 … 100.
-    sigma_max: about the largest distance between two data points; sigma_min: noise that is not seen, a hundredth of the values' range.
+
+    Args:
+        sigma_min: Noise > 0 that is not seen, a hundredth of the values' range.
+        sigma_max: About the largest distance between two data points, > sigma_min.
+        t_min: Least t > 0 of training and likelihoods.
+        sampling_eps: t > 0 where sampling ends.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
     """
 
     name: ClassVar[str] = "ve"

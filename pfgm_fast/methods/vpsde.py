@@ -16,9 +16,18 @@ from pfgm_fast.methods.sde import SDE
 
 @dataclass(frozen=True)
 class VPSDE(SDE):
-    """β(t) = β_min + t (β_max − β_min), a(t) = exp(−½ ∫β), s² = 1 − a²: DDPM in continuous time, for data of about unit range.
+    """VP (arXiv 2011.13456, eq. 11): β(t) = β_min + t (β_max − β_min), a(t) = exp(−½ ∫β), s² = 1 − a²: DDPM in continuous time.
 
-    t_min = 1e-5 in training and likelihoods, sampling_eps = 1e-3 in sampling (appendix C).
+    For data of about unit range. t_min = 1e-5 in training and likelihoods, sampling_eps = 1e-3 in sampling (appendix C).
+
+    Args:
+        beta_min, beta_max: β(0) and β(1), 0 < beta_min < beta_max.
+        t_min: Least t > 0 of training and likelihoods.
+        sampling_eps: t > 0 where sampling ends.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
     """
 
     name: ClassVar[str] = "vp"
@@ -77,7 +86,19 @@ class VPSDE(SDE):
 
 @dataclass(frozen=True)
 class SubVPSDE(VPSDE):
-    """s = 1 − a² instead of its root: less noise at every t, the same ends."""
+    """Sub-VP (arXiv 2011.13456, eq. 12): VP with s = 1 − a² instead of its root: less noise at every t, the same ends.
+
+    For data of about unit range. t_min = 1e-5 in training and likelihoods, sampling_eps = 1e-3 in sampling (appendix C).
+
+    Args:
+        beta_min, beta_max: β(0) and β(1), 0 < beta_min < beta_max.
+        t_min: Least t > 0 of training and likelihoods.
+        sampling_eps: t > 0 where sampling ends.
+        loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
+
+    Raises:
+        ArgumentError: A value out of its range.
+    """
 
     name: ClassVar[str] = "subvp"
 

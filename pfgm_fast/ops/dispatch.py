@@ -48,7 +48,12 @@ class use_backend:  # noqa: N801 - used like a function, as `with use_backend("c
     (interleaved generators). The choice belongs to the thread or asyncio task; backward runs with the choice of its
     forward, in whichever thread. The environment variable PFGM_FAST_BACKEND, read at import, holds outside all blocks.
 
-    Raises: ArgumentError for an unknown name. A backend that cannot serve a call raises BackendError at that call.
+    Args:
+        name: One of "auto", "reference", "cpu", "triton", "cuda".
+
+    Raises:
+        ArgumentError: An unknown name.
+        BackendError: At the call that the backend cannot serve.
     """
 
     def __init__(self, name: str) -> None:

@@ -29,7 +29,16 @@ def trace_lines(
     """Field lines (steps + 1, L, N + 1) of (x, z), followed against the field from each start down to z_min, by Heun's method.
 
     PFGM (arXiv 2209.11178) eq. 6, dx/dz = (x − m)/z, log-spaced in z from each start's own; exact for one charge, whose lines are rays.
-    `aug_dim`: D; then z is r. Raises: ArgumentError for starts with z ≤ z_min or another N than the charges'.
+
+    Args:
+        starts: (L, N + 1): x and z > z_min of each.
+        charges: Points (M, N), `Charges` or a tensor.
+        z_min: Height > 0 where the lines end.
+        steps: ≥ 1.
+        aug_dim: D ∈ (0, ∞]; z is then r = σ√D (σ where D = ∞).
+
+    Raises:
+        ArgumentError: Starts with z ≤ z_min or another N than the charges', charges that are not points, values out of range.
     """
     charges = as_charges(charges)
     if charges.data.dim() != 2:
@@ -40,8 +49,7 @@ def trace_lines(
     if starts.shape[1] != charges.dim + 1:
         raise ArgumentError(f"starts must be (L, {charges.dim + 1}): x and z; got {tuple(starts.shape)}")
     checks.positive("z_min", z_min)
-    if not isinstance(steps, int) or steps < 1:
-        raise ArgumentError(f"steps must be an integer ≥ 1; got {steps!r}")
+    steps = checks.integer("steps", steps, 1)
     starts = starts.to(charges.value_dtype)
     x, z = starts[:, :-1], starts[:, -1]
     if not bool((z > z_min).all()):
@@ -74,15 +82,25 @@ def field_lines(
 ) -> Any:
     """Draw the field of a data set of points, and return matplotlib's figure; with `path` it is written there as PNG and closed.
 
-    view:
-        "3d": two-dimensional data in the plane z = 0, and lines that begin evenly spread on a hemisphere around them: by Gauss's
-            law they end on the data as the data are distributed (PFGM, arXiv 2209.11178, theorem 1 and figure 1).
-        "plane": streamlines of −E_x in the plane at height `z`, over the logarithm of the density there.
-        "half-plane": the (x, z) half-plane over one-dimensional data (of two dimensions the first is taken), lines from an arc.
-    lines: how many. height: radius of the hemisphere or arc (default 2.6 times the data's radius). z: of the plane (default a
-    twentieth of the data's radius). aug_dim: D of PFGM++; z is then r. seed: of the starts.
+    By Gauss's law lines that begin evenly spread end on the data as the data are distributed (PFGM, arXiv 2209.11178, theorem 1 and
+    figure 1).
 
-    Raises: ArgumentError for another view, data of other dimensions, z or height ≤ 0.
+    Args:
+        charges: Points (M, 2), or (M, 1) for the half-plane; `Charges` or a tensor.
+        path: Of the PNG; None: none is written.
+        view: "3d": two-dimensional data in the plane z = 0, and lines from a hemisphere around them. "plane": streamlines of −E_x in
+            the plane at height `z`, over the logarithm of the density there. "half-plane": the (x, z) half-plane over one-dimensional
+            data (of two dimensions the first is taken), lines from an arc.
+        lines: How many, ≥ 1.
+        height: Radius > 0 of the hemisphere or arc; None: 2.6 times the data's radius.
+        z: Height > 0 of the plane; None: a twentieth of the data's radius.
+        aug_dim: D ∈ (0, ∞] of PFGM++; z is then r = σ√D (σ where D = ∞).
+        seed: Of the starts, an integer ≥ 0.
+        title: Over the figure; None: none.
+
+    Raises:
+        ArgumentError: Another view, data of other dimensions, values out of range.
+        MissingPackageError: Matplotlib is not installed.
     """
     charges = as_charges(charges)
     if view not in VIEWS:
@@ -91,8 +109,7 @@ def field_lines(
     if charges.data.dim() != 2 or charges.dim not in wanted:
         kinds = " or ".join(f"(M, {n})" for n in wanted)
         raise ArgumentError(f"the view {view!r} draws charges {kinds}; these are {tuple(charges.data.shape)}")
-    if not isinstance(lines, int) or lines < 1:
-        raise ArgumentError(f"lines must be an integer ≥ 1; got {lines!r}")
+    lines = checks.integer("lines", lines, 1)
     if view == "half-plane" and charges.dim == 2:
         charges = Charges(charges.values()[:, :1])
     radius = math.sqrt(float(charges.sq_norms.max())) or 1.0

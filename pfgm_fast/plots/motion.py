@@ -40,17 +40,23 @@ def animation(
 ) -> None:
     """Write samples on their way from the prior to the data as an animated GIF that repeats.
 
-    path_taken: images (B, C, H, W), of 1 or 3 channels, become grids as of `image_grid`, each image scaled to its own range while it is
-        beyond [−1, 1]; points (B, 2) become dots over the `data`, which also set the window (without them the last points do).
-    frames: pictures at most, evenly spread over the steps, ≥ 1. seconds: that a run takes, > 0; the last picture stays 1.2 s longer.
-    columns, zoom: of the grid.
+    Images become grids as of `image_grid`, each image scaled to its own range while it is beyond [−1, 1]; points become dots over the
+    data, which also set the window (without them the last points do).
 
-    Raises: ArgumentError for an empty path, samples of another shape, values that are not finite, frames or seconds out of range.
+    Args:
+        path_taken: [(z, x), …], x (B, C, H, W) of 1 or 3 channels, or points (B, 2): `sample(..., record=True).path`.
+        path: Of the GIF.
+        data: Points (M, 2), `Charges` or a tensor.
+        frames: Pictures at most, ≥ 1, evenly spread over the steps.
+        seconds: That a run takes, > 0; the last picture stays 1.2 s longer.
+        columns, zoom: Of the grid, ≥ 1, as in `image_grid`.
+
+    Raises:
+        ArgumentError: An empty path, samples of another shape, values that are not finite, frames or seconds out of range.
     """
     if not path_taken:
         raise ArgumentError("path_taken is empty: sample with record=True")
-    if not isinstance(frames, int) or frames < 1:
-        raise ArgumentError(f"frames must be an integer ≥ 1; got {frames!r}")
+    frames = checks.integer("frames", frames, 1)
     checks.positive("seconds", seconds)
     shown = _spread(path_taken, frames)
     shape = tuple(shown[0][1].shape)

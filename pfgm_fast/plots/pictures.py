@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from pfgm_fast import checks
 from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import beside
@@ -17,9 +18,13 @@ from pfgm_fast.plots.style import figure_of, finish
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """(M, C, H, W) in [−1, 1] → (M, H, W, 3) uint8; values outside are clipped.
+    """Images (M, C, H, W) in [−1, 1] → (M, H, W, 3) uint8; values outside are clipped.
 
-    Raises: ArgumentError naming how many images hold values that are not finite: a picture would hide them.
+    Args:
+        images: (M, C, H, W), float; of one channel it is repeated, of more than three the first three are shown.
+
+    Raises:
+        ArgumentError: Values that are not finite, with how many images hold some: a picture would hide them.
     """
     bad = int((~images.detach().flatten(1).isfinite().all(1)).sum())
     if bad:
@@ -34,11 +39,22 @@ def to_bytes(images: Tensor) -> np.ndarray:
 def image_grid(
     images: Tensor, columns: int | None = None, zoom: int | None = None, gap: int = 1
 ) -> np.ndarray:
-    """(M, C, H, W) in [−1, 1] → one picture (H', W', 3) uint8, row by row; zoom defaults to tiles of at least 32 pixels."""
+    """Images as one picture (H', W', 3) uint8, row by row.
+
+    Args:
+        images: (M, C, H, W) in [−1, 1].
+        columns: ≥ 1; None: as many as rows.
+        zoom: Pixels ≥ 1 a pixel; None: tiles of at least 32 pixels.
+        gap: Pixels ≥ 0 between the tiles.
+
+    Raises:
+        ArgumentError: Values that are not finite; columns, zoom or gap out of range.
+    """
     tiles = to_bytes(images)
     count, height, width, _ = tiles.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    zoom = zoom or max(1, 32 // height)
+    columns = math.ceil(math.sqrt(count)) if columns is None else checks.integer("columns", columns, 1)
+    zoom = max(1, 32 // height) if zoom is None else checks.integer("zoom", zoom, 1)
+    gap = checks.integer("gap", gap, 0)
     tiles = tiles.repeat(zoom, axis=1).repeat(zoom, axis=2)
     rows = math.ceil(count / columns)
     picture = np.full(
@@ -52,13 +68,31 @@ def image_grid(
 
 
 def save_image(picture: np.ndarray, path: str | Path) -> None:
-    """(H, W, 3) uint8 → a PNG, whole or not there."""
+    """Write a picture as a PNG, whole or not there.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        path: Of the file; its folder exists.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     with beside(Path(path)) as partial:
         Image.fromarray(picture).save(partial, format="PNG")
 
 
 def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, columns: int = 8) -> None:
-    """Grids side by side, each under its title: (title, images (M, C, H, W))."""
+    """Write grids of images side by side, each under its title, as a PNG.
+
+    Args:
+        panels: Title and images (M, C, H, W) in [−1, 1] of each.
+        path: Of the PNG.
+        columns: Of each grid, ≥ 1.
+
+    Raises:
+        ArgumentError: Values that are not finite; columns out of range.
+        MissingPackageError: Matplotlib is not installed.
+    """
     figure, axes = figure_of(ncols=len(panels), figsize=(4.2 * len(panels), 4.6 * 1.0), squeeze=False)
     for axis, (title, images) in zip(axes[0], panels, strict=True):
         axis.imshow(image_grid(images, columns))
@@ -68,6 +102,16 @@ def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, column
 
 
 def loss_curve(steps: Sequence[float], losses: Sequence[float], path: str | Path) -> None:
+    """Write the losses of a training over its updates, logarithmic, as a PNG.
+
+    Args:
+        steps: Updates, ≥ 0.
+        losses: Of each of the steps.
+        path: Of the PNG.
+
+    Raises:
+        MissingPackageError: Matplotlib is not installed.
+    """
     figure, axes = figure_of(figsize=(5, 3.2))
     axes.plot(steps, losses)
     axes.set(xlabel="update", ylabel="loss", yscale="log")
@@ -80,10 +124,19 @@ def trajectories(
     data: Charges | Tensor,  # (M, *shape)
     path: str | Path,
 ) -> None:
-    """From the prior to the data, as a PNG. Of points in the plane, (B, 2): their paths over the data. Of images (B, C, H, W): ‖x‖
-    against z; the projection on two principal axes of the data; a few samples on their way, each image scaled to its own range.
+    """Write the ways from the prior to the data, as a PNG.
 
-    path_taken: as `sample(…, record=True).path` is. Raises: ArgumentError where it is empty or of another shape than the data.
+    Of points in the plane, (B, 2): their paths over the data. Of images (B, C, H, W): ‖x‖ against z; the projection on two principal axes
+    of the data; a few samples on their way, each image scaled to its own range.
+
+    Args:
+        path_taken: [(z, x (B, *shape)), …], as `sample(…, record=True).path` is.
+        data: (M, *shape), `Charges` or a tensor.
+        path: Of the PNG.
+
+    Raises:
+        ArgumentError: An empty path, or one of another shape than the data.
+        MissingPackageError: Matplotlib is not installed.
     """
     import torch
 

@@ -36,12 +36,28 @@ def pyplot() -> Any:
 
 
 def figure_of(**options: Any) -> tuple[Any, Any]:
-    """`matplotlib.pyplot.subplots(**options)` in this package's style."""
+    """`matplotlib.pyplot.subplots(**options)` in this package's style: figure and axes.
+
+    Args:
+        **options: As in `subplots`.
+
+    Raises:
+        MissingPackageError: Matplotlib is not installed.
+    """
     return pyplot().subplots(**options)
 
 
 def finish(figure: Any, path: str | Path, dpi: int = 130) -> None:
-    """Write a figure as PNG, whole or not at all, and close it."""
+    """Write a figure as PNG, whole or not at all, and close it.
+
+    Args:
+        figure: Matplotlib's.
+        path: Of the PNG.
+        dpi: Pixels an inch, > 0.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     with beside(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight")
     pyplot().close(figure)
