@@ -12,7 +12,7 @@ env: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
 	$(RUN)python -m pip install -q -c constraints.txt "setuptools>=70" wheel ninja pybind11 numpy torch triton
-	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev,docs]"
+	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev,docs,diffusers]"
 	touch $@
 
 demo: $(STAMP)

@@ -13,6 +13,7 @@ EXTRAS = {
     "sklearn": ("scikit-learn", "demo"),
     "torch.utils.tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),
+    "diffusers": ("diffusers", "diffusers"),
     "pykeops": ("pykeops", "bench"),
     "jax": ("jax", "bench"),
     "faiss": ("faiss-cpu", "bench"),
