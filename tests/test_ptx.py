@@ -59,6 +59,20 @@ def test_tritons_compiled_int8_product_is_right(rows, columns, block, warps, sta
     assert any(name.startswith("mma.sync") for name in counts), "the product did not go by tensor cores"
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "block", "warps", "stages"),
+    [(64, 64, 128, 4, 1), (64, 128, 64, 4, 2), (128, 256, 128, 8, 2), (64, 32, 32, 4, 1)],
+)
+def test_tritons_compiled_warpgroup_product_is_right(rows, columns, block, warps, stages):
+    """Hopper's descriptors in three swizzles, and its sums, as a compiler writes them whose kernels have run on Hopper."""
+    triton_dot = pytest.importorskip("tests.ptx.triton_dot", reason="needs Triton")
+    text, shared = triton_dot.compiled(rows, columns, block, warps, stages, 90)
+    (kernel,) = parse(text).values()
+    wrong, counts = run_dot(kernel, shared, rows, columns, 3 * block, warps)
+    assert not wrong.any()
+    assert any(name.startswith("wgmma.mma_async") for name in counts)
+
+
 def test_a_layout_that_is_misread_shows_in_tritons_product(monkeypatch):
     triton_dot = pytest.importorskip("tests.ptx.triton_dot", reason="needs Triton")
     text, shared = triton_dot.compiled(32, 32, 32, 1, 1)
@@ -73,6 +87,73 @@ def test_a_layout_that_is_misread_shows_in_tritons_product(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(matrix, name, misread)
             assert run_dot(kernel, shared, 32, 32, 64, 1)[0].any(), name
+
+
+def _misread(patch: pytest.MonkeyPatch, name: str) -> None:
+    row, column = hopper.sum_positions(64)
+    patch.setattr(
+        hopper,
+        name,
+        {
+            "sum_positions": lambda columns: (row, column ^ 2),
+            "swizzled": lambda address, atom: address ^ (address >> 8 & 7) << 4,
+        }[name],
+    )
+
+
+@pytest.mark.parametrize("name", ["sum_positions", "swizzled"])
+def test_a_layout_that_is_misread_shows_in_tritons_warpgroup_product(monkeypatch, name):
+    triton_dot = pytest.importorskip("tests.ptx.triton_dot", reason="needs Triton")
+    text, shared = triton_dot.compiled(64, 64, 128, 4, 1, 90)
+    (kernel,) = parse(text).values()
+    _misread(monkeypatch, name)
+    assert run_dot(kernel, shared, 64, 64, 128, 4)[0].any()
+
+
+@pytest.mark.parametrize(
+    ("arch", "tile", "batch", "count", "dim"),
+    [
+        ("sm_80", "-32", 20, 150, 160),
+        ("sm_80", "_ragged-16", 5, 130, 77),
+        ("sm_90", "-64", 70, 130, 208),
+    ],
+    ids=str,
+)
+def test_tritons_byte_kernels_from_their_ptx(arch, tile, batch, count, dim):
+    """The queries' digits, and the gaps of bytes against digits, as the GPU backend launches them: against the definition."""
+    triton_kernels = pytest.importorskip("tests.ptx.triton_kernels", reason="needs Triton")
+    aligned, random = triton_kernels.aligned, np.random.default_rng(0)
+    stride, tiles, queries, divisor = -(-dim // 16) * 16, -(-count // 128), int(tile.split("-")[1]), 127.5
+    charges = aligned(random.integers(0, 256, (count, dim), dtype=np.uint8))
+    center = aligned((charges / divisor - 1).mean(0).astype(np.float32))
+    x = charges[random.integers(0, count, batch)] / divisor - 1 + 0.3 * random.standard_normal((batch, dim))
+    x = aligned(x.astype(np.float32))
+    digits, scale = aligned(np.zeros((3, batch, stride), np.int8)), aligned(np.zeros(batch))
+    residual, dense = aligned(np.zeros(batch, np.float32)), aligned(np.ones(1, np.int32))
+    sizes = {"B": batch, "M": count, "N": dim, "tiles": tiles, "divisor": divisor}
+    arrays = {"charges": charges, "x": x, "center": center, "digits": digits, "scale": scale}
+    more = {"residual": residual, "dense_count": dense, "stride": stride}
+    triton_kernels.run("split_digits", batch, sizes | arrays | more, arch)
+    wanted = (x.astype(np.float64) - center) * divisor
+    whole = (digits[0, :, :dim].astype(np.int64) * 256 + digits[1, :, :dim]) * 256 + digits[2, :, :dim]
+    assert (np.abs(whole * scale[:, None] - wanted) <= (0.5 + 1e-6) * scale[:, None]).all()
+    assert not dense.any()
+
+    gap_stride = -(-count // 16) * 16
+    sq_norms, gaps = aligned(random.random(count)), aligned(np.full((batch, gap_stride), np.nan, np.float32))
+    least = aligned(np.full((batch, tiles), np.nan))
+    more = {"sq_norms": sq_norms, "gaps": gaps, "least": least, "digit_stride": stride, "stride": gap_stride}
+    blocks = tiles * -(-batch // queries)
+    counts = triton_kernels.run("distance_gemm_bytes" + tile, blocks, sizes | arrays | more, arch)
+    assert any(name.startswith("wgmma.mma_async" if arch == "sm_90" else "mma.sync") for name in counts)
+    products = whole @ (charges.astype(np.int64) - 128).T
+    exact = np.full((batch, 128 * tiles), np.inf)
+    exact[:, :count] = sq_norms - products * (2 * scale / divisor**2)[:, None]
+    lowest = exact.reshape(batch, tiles, 128).min(2)
+    np.testing.assert_allclose(least, lowest, rtol=0, atol=1e-15 * np.abs(lowest).max())
+    expected = (exact - np.repeat(lowest, 128, 1))[:, :count]
+    np.testing.assert_allclose(gaps[:, :count], expected, rtol=2e-7, atol=1e-6 * scale.max())
+    assert np.isnan(gaps[:, count:]).all()  # nothing is written beyond the charges
 
 
 # What rounds (float sums, contracted to fused multiply-adds on a device and not on the host) may differ in the last bits;

@@ -8,12 +8,15 @@ only when it is waited for, and until then its registers are poison.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tests.ptx import matrix
 
 if TYPE_CHECKING:
     from tests.ptx.machine import Block
@@ -33,9 +36,10 @@ class HopperError(Exception):
     """What the instruction set forbids."""
 
 
-def swizzled(address: Array) -> Array:
-    """The 128-byte swizzle, of addresses in shared memory: bits 4 to 6 are crossed with bits 7 to 9."""
-    return address ^ (address >> 7 & 7) << 4
+def swizzled(address: Array, atom: int = 128) -> Array:
+    """The swizzle of rows of `atom` bytes, of addresses in shared memory. 128: bits 4 to 6 are crossed with bits 7 to 9; 64: bits 4 and
+    5 with bits 7 and 8; 32: bit 4 with bit 7."""
+    return address ^ (address >> 7 & (atom // 16 - 1)) << 4
 
 
 def loaded_to(begin: int, size: int) -> Array:
@@ -109,25 +113,27 @@ class Barriers:
 
 @dataclass
 class Product:
-    """m64n(N)k32 of some warpgroups: the sums' registers, descriptors and whether the sums are kept, each by thread."""
+    """m64n(N)k32 of some warpgroups: the sums' registers, descriptors and whether the sums are kept, each by thread. Where A comes from
+    registers, their names."""
 
     who: Array
     names: tuple[str, ...]
-    a: Array
+    a: Array | list[str]
     b: Array
     keep: Array
     signed: tuple[bool, bool]
 
 
 def tile_rows(shared: Array, descriptor: int, rows: int, signed: bool) -> Array:
-    """(rows, 32) numbers that a matrix descriptor names: K-major, 128-byte swizzle. Bits 0–13 are the address, 32–45 the step between
-    groups of eight rows, both in 16 bytes; 62–63 are the swizzle, 1 for 128 bytes; 49–51 its base, 0 where tiles are aligned."""
-    if descriptor >> 62 != 1 or descriptor >> 49 & 7:
-        raise HopperError("a matrix descriptor without the plain 128-byte swizzle")
+    """(rows, 32) numbers that a matrix descriptor names, K-major. Bits 0–13 are the address, 32–45 the step between groups of eight
+    rows, both in 16 bytes; 62–63 are the swizzle: 1, 2, 3 for rows of 128, 64, 32 bytes; 49–51 its base, 0 where tiles are aligned."""
+    atom = {1: 128, 2: 64, 3: 32}.get(descriptor >> 62)
+    if atom is None or descriptor >> 49 & 7:
+        raise HopperError("a matrix descriptor without a swizzle, or with a base of it")
     begin, step = (descriptor & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
     row = np.arange(rows)
-    start = begin + row // 8 * step + row % 8 * ROW
-    found = shared[swizzled(start[:, None] + np.arange(32))]
+    start = begin + row // 8 * step + row % 8 * atom
+    found = shared[swizzled(start[:, None] + np.arange(32), atom)]
     return (found.view(np.int8) if signed else found).astype(np.float64)
 
 
@@ -239,19 +245,22 @@ class Hopper:
         elif parts[0] == "wait_group":
             self._wait(mask, int(instruction.operands[0], 0))
         elif parts[0] == "mma_async":
-            if "m64n256k32" not in parts or "s32" not in parts:
-                raise HopperError(f"only byte products of 64 × 256 are known here, not {'.'.join(parts)}")
+            shape = re.fullmatch(r"m64n(\d+)k32", parts[3])
+            if shape is None or "s32" not in parts:
+                raise HopperError(f"only byte products are known here, not {'.'.join(parts)}")
             if not self.fenced[mask].all():
                 raise HopperError("a product of a warpgroup without a fence before")
             sums, a, b, keep = instruction.operands
             names = tuple(block.parts(sums))
+            if 2 * len(names) != int(shape[1]):
+                raise HopperError(f"{len(names)} sums of a thread for {shape[1]} columns")
             kinds = [part for part in parts if part in ("s8", "u8")]
             self._hold(names, mask)
             self.open.append(
                 Product(
                     mask.copy(),
                     names,
-                    block.value(a, "u64").copy(),
+                    block.parts(a) if a.startswith("{") else block.value(a, "u64").copy(),
                     block.value(b, "u64").copy(),
                     block.predicate(keep).copy(),
                     (kinds[0] == "s8", kinds[1] == "s8"),
@@ -299,10 +308,14 @@ class Hopper:
             if not product.who[first]:
                 continue
             mine = slice(first, first + WARPGROUP)
-            for values in (product.a[mine], product.b[mine], product.keep[mine]):
-                if (values != values[0]).any():
-                    raise HopperError("descriptors differ within a warpgroup")
-            a = tile_rows(self.block.shared, int(product.a[first]), 64, product.signed[0])
+            described = [product.b, product.keep] + ([] if isinstance(product.a, list) else [product.a])
+            if any((values[mine] != values[first]).any() for values in described):
+                raise HopperError("descriptors differ within a warpgroup")
+            if isinstance(product.a, list):  # each warp has 16 rows, in the layout of mma's A
+                registers = [self.block.registers[name][mine].reshape(4, 32) for name in product.a]
+                a = matrix.a_m16n8k32(registers, product.signed[0]).reshape(64, 32).astype(np.float64)
+            else:
+                a = tile_rows(self.block.shared, int(product.a[first]), 64, product.signed[0])
             b = tile_rows(self.block.shared, int(product.b[first]), columns, product.signed[1])
             exact = (a @ b.T)[row, column].T.astype(np.int64)  # below 2^53
             total = exact + (sums[:, mine] if product.keep[first] else 0)

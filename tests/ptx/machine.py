@@ -638,6 +638,15 @@ class Block:
         if flag:
             self._to_warps(flag, valid, warps, mask)
 
+    def _do_redux(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
+        to, source, _ = instruction.operands
+        warps = self._warps(mask)
+        values = self.value(source, kind).reshape(-1, WARP)[warps]
+        combined = values[:, 0]
+        for lane in range(1, WARP):
+            combined = scalar.BINARY[parts[1]](combined, values[:, lane])
+        self._to_warps(to, np.repeat(combined[:, None], WARP, 1), warps, mask)
+
     def _do_vote(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
         to, source, *_ = instruction.operands
         warps = self._warps(mask)

@@ -22,8 +22,10 @@ def dot_kernel(a, b, c, depth, rows: tl.constexpr, columns: tl.constexpr, block:
     tl.store(c + i[:, None] * columns + j[None, :], total)
 
 
-def compiled(rows: int, columns: int, block: int, warps: int, stages: int) -> tuple[str, int]:
-    """PTX for sm_80, and bytes of shared memory."""
+def compiled(
+    rows: int, columns: int, block: int, warps: int, stages: int, capability: int = 80
+) -> tuple[str, int]:
+    """PTX for a compute capability (10 × major + minor), and bytes of shared memory."""
     types = {
         "a": "*i8",
         "b": "*i8",
@@ -36,5 +38,5 @@ def compiled(rows: int, columns: int, block: int, warps: int, stages: int) -> tu
     aligned = {(place,): [["tt.divisibility", 16]] for place in range(4)}
     source = ASTSource(dot_kernel, types, {(4,): rows, (5,): columns, (6,): block}, aligned)
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": False}
-    kernel = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     return kernel.asm["ptx"], kernel.metadata.shared
