@@ -14,7 +14,8 @@ import torch
 from tests import cuda_tools
 from tests.cases import TOLERANCE, direction_error
 from tests.ptx import hopper, matrix
-from tests.ptx.machine import PtxError, launch
+from tests.ptx.common import PtxError
+from tests.ptx.machine import launch
 from tests.ptx.program import Kernel, parse
 from tests.ptx.replace import kernels_from_ptx
 from tests.test_cuda_bytes import SHAPES, _call, _case, _exact

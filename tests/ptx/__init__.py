@@ -14,6 +14,7 @@ description takes its place. Products of floats are unknown to it, so Triton's s
 
   program.py   PTX text → kernels: parameters, registers, instructions
   machine.py   a block of threads: registers, control flow, barriers, memory
+  instructions.py  what each instruction does to them
   scalar.py    arithmetic of one thread's registers
   matrix.py    what a warp does together: shuffles, ldmatrix, mma
   hopper.py    mbarrier, tensor-map loads, wgmma

@@ -11,29 +11,23 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tests.ptx import matrix
+from tests.ptx.common import PARAMETER_WINDOW, WARP, Array, PtxError
 
 if TYPE_CHECKING:
     from tests.ptx.machine import Block
     from tests.ptx.program import Instruction
 
-Array = NDArray[Any]
-PARAMETER_WINDOW = 1 << 50
-WARPGROUP = 128
+WARPGROUP = 4 * WARP
 TENSOR_MAP = 128
 """Bytes of a tensor map in a kernel's parameters. Here its first 32 hold what the host's make_tensor_map was told (`struct TensorMap` of
 tests/cuda_host/hopper.h): base, rows, width in bytes, the tile's rows and width."""
 ROW = 128
 """Bytes of a tile's row: an atom of the 128-byte swizzle."""
-
-
-class HopperError(Exception):
-    """What the instruction set forbids."""
 
 
 def swizzled(address: Array, atom: int = 128) -> Array:
@@ -73,18 +67,18 @@ class Barriers:
 
     def init(self, address: int, arrivals: int) -> None:
         if address % 8 or not 0 < arrivals < 1 << 20:
-            raise HopperError("a barrier needs 8 aligned bytes and 1 to 2^20 - 1 arrivals")
+            raise PtxError("a barrier needs 8 aligned bytes and 1 to 2^20 - 1 arrivals")
         self.all[address] = Barrier(arrivals, arrivals)
 
     def at(self, address: int) -> Barrier:
         if address not in self.all:
-            raise HopperError("a barrier is used before it is initialised")
+            raise PtxError("a barrier is used before it is initialised")
         return self.all[address]
 
     def arrive(self, address: int, announced: int = 0) -> None:
         barrier = self.at(address)
         if barrier.missing == 0:
-            raise HopperError("more arrive at a barrier than it waits for")
+            raise PtxError("more arrive at a barrier than it waits for")
         barrier.missing -= 1
         barrier.announced += announced
         if barrier.announced == 0 and not barrier.loads:
@@ -102,7 +96,7 @@ class Barriers:
             return
         arrived = sum(load.tile.size for load in barrier.loads)
         if arrived > barrier.announced:
-            raise HopperError("a barrier's phase gets more bytes than were announced")
+            raise PtxError("a barrier's phase gets more bytes than were announced")
         if arrived < barrier.announced:
             return
         for load in barrier.loads:
@@ -129,7 +123,7 @@ def tile_rows(shared: Array, descriptor: int, rows: int, signed: bool) -> Array:
     rows, both in 16 bytes; 62–63 are the swizzle: 1, 2, 3 for rows of 128, 64, 32 bytes; 49–51 its base, 0 where tiles are aligned."""
     atom = {1: 128, 2: 64, 3: 32}.get(descriptor >> 62)
     if atom is None or descriptor >> 49 & 7:
-        raise HopperError("a matrix descriptor without a swizzle, or with a base of it")
+        raise PtxError("a matrix descriptor without a swizzle, or with a base of it")
     begin, step = (descriptor & 0x3FFF) << 4, (descriptor >> 32 & 0x3FFF) << 4
     row = np.arange(rows)
     start = begin + row // 8 * step + row % 8 * atom
@@ -196,7 +190,7 @@ class Hopper:
             block.put(to, np.ones(block.threads, bool), mask & ~waits)
             self.blocked |= waits
         else:
-            raise HopperError(f"unknown instruction {'.'.join(instruction.opcode)}")
+            raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")
         return waits
 
     # ---- loads
@@ -211,13 +205,13 @@ class Hopper:
         for thread in np.flatnonzero(mask):
             offset = int(block.value(place.strip(), "u64")[thread]) - PARAMETER_WINDOW
             if not 0 <= offset < len(block.parameters) or offset % 64:
-                raise HopperError("a tensor map must lie in the kernel's parameters, aligned to 64 bytes")
+                raise PtxError("a tensor map must lie in the kernel's parameters, aligned to 64 bytes")
             base, rows, width, tile_rows_, tile_width = struct.unpack(
                 "<qqqii", block.parameters[offset : offset + 32].tobytes()
             )
             begin, size = int(target[thread]), tile_rows_ * tile_width
             if begin % ROW or begin + size > len(block.shared) or tile_width != ROW or tile_rows_ > 256:
-                raise HopperError("a tensor map's tile is misaligned, too large, or beyond shared memory")
+                raise PtxError("a tensor map's tile is misaligned, too large, or beyond shared memory")
             tile = np.zeros((tile_rows_, ROW), np.uint8)
             first, start = int(row[thread]), int(column[thread])
             count, length = min(tile_rows_, rows - first), min(ROW, width - start)
@@ -233,10 +227,10 @@ class Hopper:
         block, parts = self.block, instruction.opcode[1:]
         groups = mask.reshape(-1, 32)
         if (groups.any(1) != groups.all(1)).any() or (len(groups) % 4 and groups[-(len(groups) % 4) :].any()):
-            raise HopperError("a warpgroup's instruction is executed by a part of its threads")
+            raise PtxError("a warpgroup's instruction is executed by a part of its threads")
         whole = groups[: len(groups) // 4 * 4].all(1).reshape(-1, 4)
         if (whole.any(1) != whole.all(1)).any():
-            raise HopperError("a warpgroup's instruction is executed by a part of its warps")
+            raise PtxError("a warpgroup's instruction is executed by a part of its warps")
         if parts[0] == "fence":
             self.fenced[mask] = True
         elif parts[0] == "commit_group":
@@ -247,13 +241,13 @@ class Hopper:
         elif parts[0] == "mma_async":
             shape = re.fullmatch(r"m64n(\d+)k32", parts[3])
             if shape is None or "s32" not in parts:
-                raise HopperError(f"only byte products are known here, not {'.'.join(parts)}")
+                raise PtxError(f"only byte products are known here, not {'.'.join(parts)}")
             if not self.fenced[mask].all():
-                raise HopperError("a product of a warpgroup without a fence before")
+                raise PtxError("a product of a warpgroup without a fence before")
             sums, a, b, keep = instruction.operands
             names = tuple(block.parts(sums))
             if 2 * len(names) != int(shape[1]):
-                raise HopperError(f"{len(names)} sums of a thread for {shape[1]} columns")
+                raise PtxError(f"{len(names)} sums of a thread for {shape[1]} columns")
             kinds = [part for part in parts if part in ("s8", "u8")]
             self._hold(names, mask)
             self.open.append(
@@ -267,7 +261,7 @@ class Hopper:
                 )
             )
         else:
-            raise HopperError(f"unknown instruction {'.'.join(instruction.opcode)}")
+            raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")
 
     def _hold(self, names: tuple[str, ...], mask: Array) -> None:
         """The sums of these threads are put aside, their registers poisoned."""
@@ -310,7 +304,7 @@ class Hopper:
             mine = slice(first, first + WARPGROUP)
             described = [product.b, product.keep] + ([] if isinstance(product.a, list) else [product.a])
             if any((values[mine] != values[first]).any() for values in described):
-                raise HopperError("descriptors differ within a warpgroup")
+                raise PtxError("descriptors differ within a warpgroup")
             if isinstance(product.a, list):  # each warp has 16 rows, in the layout of mma's A
                 registers = [self.block.registers[name][mine].reshape(4, 32) for name in product.a]
                 a = matrix.a_m16n8k32(registers, product.signed[0]).reshape(64, 32).astype(np.float64)
@@ -320,11 +314,11 @@ class Hopper:
             exact = (a @ b.T)[row, column].T.astype(np.int64)  # below 2^53
             total = exact + (sums[:, mine] if product.keep[first] else 0)
             if (total != total.astype(np.int32)).any():
-                raise HopperError("a tensor core's int32 sum overflows")
+                raise PtxError("a tensor core's int32 sum overflows")
             sums[:, mine] = total
 
     def check_idle(self) -> None:
         if self.groups or self.open:
-            raise HopperError("a block ended with products in flight")
+            raise PtxError("a block ended with products in flight")
         if any(barrier.loads for barrier in self.barriers.all.values()):
-            raise HopperError("a block ended with loads in flight")
+            raise PtxError("a block ended with loads in flight")
