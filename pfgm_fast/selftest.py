@@ -31,7 +31,7 @@ from pfgm_fast.ops.first_use import (
     quiet,
     result,
 )
-from pfgm_fast.ops.schema import FIELD_OPERATORS, Query, function_name
+from pfgm_fast.ops.schema import FIELD_OPERATORS, NETWORK_OPERATORS, Query, function_name
 
 FIELDS = tuple(op for op in BARS if op in FIELD_OPERATORS)
 STEPS = ("normalize_field", "drift", "euler_step", "heun_step")
@@ -208,7 +208,7 @@ def _row(
 
 
 def _steps_row(name: str, device: torch.device) -> Row:
-    """The fused steps, at rows short and long."""
+    """The fused steps and what networks are made of, at rows short and long."""
     from pfgm_fast.ops.dispatch import backend
 
     title, module = "steps, 5 x 77 and 3 x 12288", backend(name)
@@ -221,8 +221,10 @@ def _steps_row(name: str, device: torch.device) -> Row:
                 query = Query(x, torch.rand(batch, generator=draw, device="cpu") + 0.5, x, None, None, None, 1.0, 0.0, 1.0)  # fmt: skip
                 there = query._replace(x=x.to(device), r=query.r.to(device))
                 double = query._replace(x=x.double(), r=query.r.double(), charges=x.double())
-                for op in STEPS:
+                for op in (*STEPS, *NETWORK_OPERATORS):
                     reason = module.refuses(function_name(op), there.x, None)
+                    if reason is not None and op in NETWORK_OPERATORS:
+                        continue
                     if reason is not None:
                         return Row(name, str(device), title, note=f"not served: {reason}")
                     got = result(getattr(module, op)(*arguments(op, there)))

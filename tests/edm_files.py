@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pfgm_fast.nn import EDM, IDDPM, VE, VP, Preconditioned
-from pfgm_fast.nn.layers import FourierEmbedding, ResampleConv, UNetBlock
+from pfgm_fast.nn.layers import FourierEmbedding, GroupNormSiLU, ResampleConv, UNetBlock
 
 SOURCE = "import pathlib; pathlib.Path('{marker}').touch()"
 """Source text of a module, which a reader must not run."""
@@ -23,7 +23,7 @@ _CLASSES = {
     IDDPM: "iDDPMPrecond",
     nn.Linear: "Linear",
     nn.Conv2d: "Conv2d",
-    nn.GroupNorm: "GroupNorm",
+    GroupNormSiLU: "GroupNorm",
     FourierEmbedding: "FourierEmbedding",
     ResampleConv: "Conv2d",
     UNetBlock: "UNetBlock",

@@ -23,7 +23,14 @@ def _arguments(op: str, requires_grad: bool = False) -> tuple[tuple, dict]:
     query = (x, r, torch.randn(9, 6), None, None, None, 1.0, 0.0, 1.0)
     z, z_next, vx, vz = torch.tensor(3.0), torch.tensor(2.0), torch.randn(4, 6), -torch.rand(4) - 0.5
     step = (vx, vz, z, 5.0, 5.0)
+    image, rows = torch.randn(2, 6, 3, 5).requires_grad_(requires_grad), torch.randn(2, 6)
+    norm, sums = (torch.rand(6) + 0.5, torch.randn(6)), (torch.randn(2, 3), torch.rand(2, 3) + 0.5)
     return {
+        "group_norm_silu": ((image, *norm, 3, 1e-6, True, rows, None, None), {}),
+        "group_norm_silu_backward": (
+            (image.detach(), image.detach(), *norm, *sums, 3, True, None, rows, rows),
+            {},
+        ),
         "second_moment": ((*query, torch.randn(4, 6), 1), {}),
         "field_step": ((*query, r.detach() * 0.5), {}),
         "normalize_field": ((x, r, 5.0), {}),
@@ -40,7 +47,9 @@ def _arguments(op: str, requires_grad: bool = False) -> tuple[tuple, dict]:
 @pytest.mark.parametrize("op", [*SCHEMAS, "drift in a ball", "euler_step in a ball"])
 def test_opcheck(op: str, backend: str) -> None:
     args, kwargs = _arguments(
-        op, requires_grad=op not in ("second_moment", "gaussian_moments", "euler_step.out")
+        op,
+        requires_grad=op
+        not in ("second_moment", "gaussian_moments", "euler_step.out", "group_norm_silu_backward"),
     )
     packet = getattr(torch.ops.pfgm_fast, re.split("[. ]", op)[0])
     with pf.use_backend(backend):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.backends.compiled import lacks, loading_error, operator
+from pfgm_fast.ops.schema import NETWORK_OPERATORS
 
 OLDEST = (8, 0)
 """Compute capability that the kernels need (asynchronous copies, integer matrix instructions): Ampere."""
@@ -24,6 +25,8 @@ def unavailable() -> str | None:
 def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
     if x.device.type != "cuda":
         return f"serves CUDA tensors, not {x.device.type}"
+    if op in NETWORK_OPERATORS:
+        return "has no kernel for networks: they are Triton's"
     capability = torch.cuda.get_device_capability(x.device)
     if capability < OLDEST:
         return f"needs compute capability 8.0 or later, {x.device} has {capability[0]}.{capability[1]}"

@@ -299,3 +299,85 @@ def heun_step(
     first = _drift(vx, vz, z.to(x.dtype), gamma, z_exp, x, square)
     second = _drift(vx_next, vz_next, z_next.to(x.dtype), gamma, z_exp, x + 2 * h * first, square)
     return x + h * (first + second)
+
+
+def _columns(values: Tensor, x: Tensor) -> Tensor:
+    """(B, C) or (C,) as it applies to x (B, C, ...)."""
+    return values.reshape(*values.shape, *(1,) * (x.dim() - 2))
+
+
+def group_norm_silu(
+    x: Tensor,  # (B, C, ...)
+    weight: Tensor,  # (C,)
+    bias: Tensor,  # (C,)
+    groups: int,
+    eps: float,
+    silu: bool,
+    add: Tensor | None = None,  # (B, C)
+    scale: Tensor | None = None,  # (B, C)
+    shift: Tensor | None = None,  # (B, C)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU of the group norm (arXiv 1803.08494) of x + add, by (1 + scale), + shift: (B, C, ...) in x's dtype; silu = False: without SiLU.
+
+    Computed in weight's dtype. Then each group's mean and 1/√(variance + eps), (B, groups).
+    """
+    wide = x.to(weight.dtype)
+    if add is not None:
+        wide = wide + _columns(add, x)
+    batch, channels, pixels = len(x), x.shape[1], math.prod(x.shape[2:])
+    z, mean, rstd = torch.native_group_norm(wide, weight, bias, batch, channels, pixels, groups, eps)
+    if scale is not None:
+        z = z * (1 + _columns(scale, x))
+    if shift is not None:
+        z = z + _columns(shift, x)
+    return _laid_as(x, z * z.sigmoid() if silu else z), mean, rstd
+
+
+def _laid_as(x: Tensor, values: Tensor) -> Tensor:
+    """values in x's dtype and layout."""
+    channels_last = x.dim() == 4 and not x.is_contiguous()
+    return values.to(x.dtype).contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def group_norm_silu_backward(
+    dy: Tensor,  # (B, C, ...) x's dtype
+    x: Tensor,  # (B, C, ...)
+    weight: Tensor,  # (C,)
+    bias: Tensor,  # (C,)
+    mean: Tensor,  # (B, groups)
+    rstd: Tensor,  # (B, groups)
+    groups: int,
+    silu: bool,
+    add: Tensor | None = None,  # (B, C)
+    scale: Tensor | None = None,  # (B, C)
+    shift: Tensor | None = None,  # (B, C)
+) -> tuple[Tensor, Tensor]:
+    """The gradient by x, and (B, 3, C), of which the others are made: Σ dz, Σ dz x̂ and Σ dx over the pixels.
+
+    With x̂ = (x + add − mean) rstd, g = weight (1 + scale), z = g x̂ + bias (1 + scale) + shift, dz = dy silu'(z), and means over a group,
+    dx = rstd (g dz − mean(g dz) − x̂ mean(g dz x̂)).
+    """
+    each = x.shape[1] // groups
+    mean, rstd = (_columns(part.repeat_interleave(each, 1), x) for part in (mean, rstd))
+    wide = x.to(weight.dtype)
+    if add is not None:
+        wide = wide + _columns(add, x)
+    normed, dz = (wide - mean) * rstd, dy.to(weight.dtype)
+    factor = 1 if scale is None else 1 + scale
+    gain, offset = _columns(weight * factor, x), _columns(bias * factor, x)
+    if silu:
+        z = gain * normed + offset
+        if shift is not None:
+            z = z + _columns(shift, x)
+        s = z.sigmoid()
+        dz = dz * s * (1 + z * (1 - s))
+
+    def over_group(values: Tensor) -> Tensor:
+        return values.reshape(len(x), groups, -1).mean(2).repeat_interleave(each, 1)
+
+    pull = gain * dz
+    dx = rstd * (pull - _columns(over_group(pull), x) - normed * _columns(over_group(pull * normed), x))
+    sums = torch.stack([part.flatten(2).sum(2) for part in (dz, dz * normed, dx)], 1)
+    return _laid_as(x, dx), sums

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pfgm_fast.nn.config import UNetConfig
-from pfgm_fast.nn.layers import UNetBlock, conv, group_norm, positional_embedding
+from pfgm_fast.nn.layers import UNetBlock, conv, group_norm, output_layer, positional_embedding
 from pfgm_fast.nn.unet import UNet
 
 HEAD = 64
@@ -113,4 +113,4 @@ class ADM(UNet):
             skips.append(x)
         for layer in self.dec.values():
             x = self.up(layer, x, skips, embedding)  # type: ignore[arg-type]
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return output_layer(self.out_conv, self.out_norm(x))

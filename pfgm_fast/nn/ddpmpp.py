@@ -34,7 +34,7 @@ class DDPMpp(nn.Module):
         z: Tensor,  # (B,)
         labels: Tensor | None = None,  # (B,) or (B, classes)
     ) -> tuple[Tensor, Tensor]:
-        """v_x (B, C, H, W), v_z (B,), in the dtype of the last layer (bfloat16 under autocast).
+        """v_x (B, C, H, W), v_z (B,), in the parameters' dtype: under autocast the output layer is computed in full.
 
         Raises: ArgumentError for images that do not fit, or labels where the network has no classes.
         """

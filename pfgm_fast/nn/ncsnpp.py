@@ -16,6 +16,7 @@ from pfgm_fast.nn.layers import (
     conv,
     group_norm,
     init_ddpm_,
+    output_layer,
     positional_embedding,
 )
 from pfgm_fast.nn.unet import UNet
@@ -135,7 +136,7 @@ class NCSNpp(UNet):
             elif kind == "aux_norm":
                 normed = layer(x)
             elif kind == "aux_conv":
-                h = layer(F.silu(normed))
+                h = output_layer(layer, normed)
                 out = h if out is None else out + h
             else:
                 x = self.up(layer, x, skips, embedding)  # type: ignore[arg-type]

@@ -126,6 +126,33 @@ def _field_function(op: str, rule: derivatives.Derivatives) -> type[torch.autogr
     return FieldFunction
 
 
+def _through_formula(
+    formula: Callable[..., Any], args: tuple[Any, ...], needed: tuple[bool, ...], wants: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """The gradients of a formula, itself differentiable where create_graph asks for it."""
+    again = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
+    # Views: what one argument owes to another is not this formula's derivative.
+    args = tuple(
+        (a.view_as(a) if again else a.detach()).requires_grad_()
+        if asked and not again
+        else a.view_as(a)
+        if asked
+        else a
+        for a, asked in zip(args, needed, strict=True)
+    )
+    places = [i for i, asked in enumerate(needed) if asked]
+    with torch.enable_grad(), full_precision(wants[0].device.type):
+        outputs = formula(*args)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        found = torch.autograd.grad(
+            outputs[: len(wants)], [args[i] for i in places], wants, create_graph=again, allow_unused=True
+        )
+    result: list[Any] = [None] * len(args)
+    for i, gradient in zip(places, found, strict=True):
+        result[i] = gradient
+    return tuple(result)
+
+
 def _step_function(op: str, formula: Callable[..., Any]) -> type[torch.autograd.Function]:
     """Reverse mode of a step through the reference's formula: a step is cheap, its derivative is nobody's hot path."""
     overload = _overload(op)
@@ -142,30 +169,56 @@ def _step_function(op: str, formula: Callable[..., Any]) -> type[torch.autograd.
 
         @staticmethod
         def backward(ctx: Any, *wants: Tensor) -> tuple[Any, ...]:
-            again = torch.is_grad_enabled()  # create_graph: the gradient is to be differentiated itself
-            # Views: what one argument owes to another is not this step's derivative.
-            args = [
-                (a.view_as(a) if again else a.detach()).requires_grad_()
-                if needed and not again
-                else a.view_as(a)
-                if needed
-                else a
-                for a, needed in zip(_saved(ctx), ctx.needs_input_grad, strict=True)
-            ]
-            asked = [i for i, needed in enumerate(ctx.needs_input_grad) if needed]
-            with torch.enable_grad(), full_precision(wants[0].device.type):
-                outputs = formula(*args)
-                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                found = torch.autograd.grad(
-                    outputs, [args[i] for i in asked], wants, create_graph=again, allow_unused=True
-                )
-            result: list[Any] = [None] * len(args)
-            for i, gradient in zip(asked, found, strict=True):
-                result[i] = gradient
-            return tuple(result)
+            return _through_formula(formula, _saved(ctx), ctx.needs_input_grad, wants)
 
     StepFunction.__name__ = StepFunction.__qualname__ = op
     return StepFunction
+
+
+class GroupNormSiLU(torch.autograd.Function):
+    """Reverse mode of `group_norm_silu` by `group_norm_silu_backward`; where the gradient itself is to be differentiated, through the
+    reference's formula. mean and rstd have no derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        x, weight, bias, groups, eps, silu, add, scale, shift = args
+        with torch._C._AutoDispatchBelowAutograd():
+            out, mean, rstd = torch.ops.pfgm_fast.group_norm_silu.default(*args)
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.save_for_backward(x, weight, bias, mean, rstd, add, scale, shift)
+        ctx.groups, ctx.silu, ctx.eps, ctx.backend = groups, silu, eps, chosen_backend()
+        return out, mean, rstd
+
+    @staticmethod
+    def backward(ctx: Any, *wants: Any) -> tuple[Any, ...]:
+        x, weight, bias, mean, rstd, add, scale, shift = ctx.saved_tensors
+        need = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            args = (x, weight, bias, ctx.groups, ctx.eps, ctx.silu, add, scale, shift)
+            return _through_formula(reference.group_norm_silu, args, need, wants[:1])
+        # x's dtype and layout
+        want = (
+            torch.empty_like(x).copy_(wants[0]) if wants[0].stride() != x.stride() else wants[0].to(x.dtype)
+        )
+        with _as_in_forward(ctx.backend, x):
+            dx, sums = torch.ops.pfgm_fast.group_norm_silu_backward(
+                want, x, weight, bias, mean, rstd, ctx.groups, ctx.silu, add, scale, shift
+            )
+        by_z, by_gain, by_add = sums.unbind(1)
+        by_scale = None
+        if scale is not None:
+            by_scale = torch.addcmul(bias * by_z, weight, by_gain) if need[7] else None
+            sums = sums * (1 + scale)[:, None]
+        total = sums[:, :2].sum(0) if need[1] or need[2] else (None, None)
+        return (
+            dx,
+            total[1],
+            total[0],
+            *(None, None, None),
+            by_add if need[6] else None,
+            by_scale,
+            by_z if need[8] else None,
+        )
 
 
 def _register_one(
@@ -198,6 +251,8 @@ def register(library: torch.library.Library) -> None:
     for op in derivatives.STEPS:
         formula = _in_full_precision(getattr(reference, op))
         _register_one(library, op, _step_function(op, formula), formula, formula)
+    formula = _in_full_precision(reference.group_norm_silu)
+    _register_one(library, "group_norm_silu", GroupNormSiLU, formula, formula)
     library.impl("euler_step.out", _no_transform_into_out, "FuncTorchDynamicLayerFrontMode")
 
 

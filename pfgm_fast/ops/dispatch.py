@@ -151,7 +151,7 @@ def _first_that_serves(op: str, wanted: str, x: Tensor, charges: Tensor | None) 
 
 def full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Without autocast, where the caller has it on: kernels, proofs and derivatives compute in the dtype that they are given."""
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pfgm_fast.backends import reference
 from pfgm_fast.errors import BackendError
-from pfgm_fast.ops.schema import Query
+from pfgm_fast.ops.schema import NETWORK_OPERATORS, Query
 
 ENVIRONMENT = "PFGM_FAST_SELFCHECK"
 CHECKED = ("cuda", "triton")
@@ -37,6 +37,8 @@ BARS = {
     "drift": 1e-5,
     "euler_step": 1e-5,
     "heun_step": 1e-5,
+    "group_norm_silu": 1e-5,
+    "group_norm_silu_backward": 1e-5,
 }
 """Operator → the largest error that passes, as `error_of` measures it."""
 
@@ -96,7 +98,9 @@ def case(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Any]:
 
 
 def arguments(op: str, query: Query) -> tuple[Any, ...]:
-    """An operator's arguments on the device of the query."""
+    """An operator's arguments on the device of the query, N ≥ 4 for those of networks."""
+    if op in NETWORK_OPERATORS:
+        return _network_arguments(op, query.x)
     x, r = query.x, query.r
     direction = x / x.norm(dim=1, keepdim=True)
     vz, z = -0.5 - 0.1 * torch.ones_like(r), torch.full_like(r, 2.0)
@@ -110,8 +114,20 @@ def arguments(op: str, query: Query) -> tuple[Any, ...]:
     }.get(op, (query,))
 
 
+def _network_arguments(op: str, x: Tensor) -> tuple[Any, ...]:
+    """x (B, N ≥ 4) as images of four channels in two groups."""
+    image = x[:, : x.shape[1] // 4 * 4].reshape(len(x), 4, -1).contiguous()
+    ones, rows = torch.ones_like(x[0, :4]), 0.5 * image[:, :, 0].contiguous()
+    norm, sums = (1.5 * ones, 0.5 * ones), (rows[:, :2].contiguous(), 0.5 + rows[:, :2].square())
+    if op == "group_norm_silu":
+        return (image, *norm, 2, 1e-6, True, None, rows, rows)
+    return (0.5 * image, image, *norm, *sums, 2, True, rows, None, None)
+
+
 def result(value: Any) -> Tensor:
-    return (value[0] if isinstance(value, tuple) else value).double().cpu()
+    """An operator's first output, (B,) or (B, N)."""
+    first = (value[0] if isinstance(value, tuple) else value).double().cpu()
+    return first.flatten(1) if first.dim() > 2 else first
 
 
 def error_of(op: str, got: Tensor, expected: Tensor, exact: Query) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.ops import autograd, dispatch
-from pfgm_fast.ops.schema import SCHEMAS
+from pfgm_fast.ops.schema import NETWORK_OPERATORS, SCHEMAS
 
 
 def _fake_rows(x: Tensor) -> Tensor:
@@ -45,20 +45,31 @@ _FAKES: dict[str, Any] = {
     "euler_step": lambda x, *_: torch.empty_like(x),
     "euler_step.out": lambda x, *_, out: None,
     "heun_step": lambda x, *_: torch.empty_like(x),
+    "group_norm_silu": lambda x, weight, bias, groups, *_: (
+        torch.empty_like(x),
+        weight.new_empty((x.shape[0], groups)),
+        weight.new_empty((x.shape[0], groups)),
+    ),
+    "group_norm_silu_backward": lambda dy, x, weight, *_: (
+        torch.empty_like(x),
+        weight.new_empty((x.shape[0], 3, x.shape[1])),
+    ),
 }
 
 
-def _define(namespace: str, tag: tuple[torch.Tag, ...]) -> torch.library.Library:
+def _define(namespace: str) -> torch.library.Library:
     library = torch.library.Library(namespace, "DEF")
     for op, signature in SCHEMAS.items():
-        library.define(op + signature, tags=tag)
+        layout = (
+            torch.Tag.needs_exact_strides if op in NETWORK_OPERATORS else torch.Tag.needs_contiguous_strides
+        )
+        library.define(op + signature, tags=(torch.Tag.pt2_compliant_tag, layout))
     return library
 
 
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_contiguous_strides)
-LIBRARY = _define("pfgm_fast", _TAGS)
-CPU_LIBRARY = _define("pfgm_fast_cpu", _TAGS)
-CUDA_LIBRARY = _define("pfgm_fast_cuda", _TAGS)
+LIBRARY = _define("pfgm_fast")
+CPU_LIBRARY = _define("pfgm_fast_cpu")
+CUDA_LIBRARY = _define("pfgm_fast_cuda")
 
 
 KEYS = ("CPU", "CUDA", "MPS", "XPU", "HPU", "MTIA", "PrivateUse1")

@@ -34,6 +34,9 @@ QUERY = (
 BALL = "float? radius=None"
 """Where the charges are, for the steps: ‖y‖ ≤ radius; None: anywhere."""
 
+NORM = "Tensor? add, Tensor? scale, Tensor? shift"
+"""Numbers (B, C) of each image's channels: add comes before the norm, scale and shift behind it."""
+
 SCHEMAS: dict[str, str] = {
     "posterior_mean": f"({QUERY}) -> (Tensor, Tensor)",
     "poisson_field": f"({QUERY}) -> (Tensor, Tensor)",
@@ -55,6 +58,13 @@ SCHEMAS: dict[str, str] = {
         "(Tensor x, Tensor vx, Tensor vz, Tensor vx_next, Tensor vz_next, Tensor z, Tensor z_next, "
         f"float gamma, float z_exp, {BALL}) -> Tensor"
     ),
+    "group_norm_silu": (
+        f"(Tensor x, Tensor weight, Tensor bias, int groups, float eps, bool silu, {NORM}) -> (Tensor, Tensor, Tensor)"
+    ),
+    "group_norm_silu_backward": (
+        "(Tensor dy, Tensor x, Tensor weight, Tensor bias, Tensor mean, Tensor rstd, int groups, bool silu, "
+        f"{NORM}) -> (Tensor, Tensor)"
+    ),
 }
 
 FIELD_OPERATORS = (
@@ -70,6 +80,11 @@ FIELD_OPERATORS = (
 
 REFERENCE_ONLY = ("gaussian_moments",)
 """Operators that only the reference has, whichever backend is asked for: derivatives by σ at D = ∞, nobody's hot path."""
+
+NETWORK_OPERATORS = ("group_norm_silu", "group_norm_silu_backward")
+"""The operators that networks are made of: images (B, C, ...), contiguous or with channels last, as the results then are; float32,
+bfloat16, float16 with float32 parameters and sums, or float64. On a GPU Triton serves them: they are bound by memory, and CUDA C++
+would read and write the same bytes."""
 
 
 def function_name(op: str) -> str:

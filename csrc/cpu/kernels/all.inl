@@ -14,6 +14,7 @@ namespace {
 #include "weighted_sum.inl"
 #include "weighted_sum_digits.inl"
 #include "small_n.inl"
+#include "group_norm.inl"
 // clang-format on
 
 Kernels table_named(const char* name) {
@@ -50,6 +51,10 @@ Kernels table_named(const char* name) {
   table.weighted_sum_scratch = weighted_sum_scratch;
   table.small_n_nearest = small_n_nearest;
   table.small_n_sums = small_n_sums;
+  table.norm_moments = norm_moments;
+  table.norm_forward = norm_forward;
+  table.norm_gradients = norm_gradients;
+  table.norm_backward = norm_backward;
   return table;
 }
 }  // namespace

@@ -53,6 +53,17 @@ struct WeightDigits {
   const float* steps;
 };
 
+/// Some channels of one image, (channels, pixels) or, channels last, (pixels, channels), and what is done to them.
+struct NormView {
+  bool bfloat, channels_last, silu;
+  int64_t channels, pixels, stride;  // stride: of the outer of the two
+};
+
+/// Numbers of each channel, (channels): x̂ = (x + shift) rstd, z = gain x̂ + bias; first, second: of the backward.
+struct NormChannels {
+  const float *shift, *rstd, *gain, *bias, *first, *second;
+};
+
 struct Kernels {
   const char* name;
   int tile_rows;     // rows of x in a register tile
@@ -144,6 +155,16 @@ struct Kernels {
   /// The weights' sums, and into `shift` and `pull` (dim) the weighted means of y_j − y_a; pull may be null.
   WeightSums (*small_n_sums)(const SmallNRow& row, const FloatWeightFunction& function, float* shift,
                              float* pull);
+
+  // ---- kernels/group_norm.inl: arrays are float, or bfloat16 where view.bfloat
+  /// totals (2, channels): Σ (x − x_0) and Σ (x − x_0)² over the pixels; first (channels) gets −x_0.
+  void (*norm_moments)(const NormView& view, const void* x, float* first, double* totals);
+  void (*norm_forward)(const NormView& view, const NormChannels& of, const void* x, void* out);
+  /// totals (3, channels): Σ dz, Σ dz x̂, Σ x̂.
+  void (*norm_gradients)(const NormView& view, const NormChannels& of, const void* x, const void* dy,
+                         double* totals);
+  void (*norm_backward)(const NormView& view, const NormChannels& of, const void* x, const void* dy,
+                        void* out);
 };
 
 /// The best table that this processor runs; PFGM_FAST_CPU_ISA = avx512 | avx2 | portable takes a lower one.

@@ -20,6 +20,8 @@ from pfgm_fast.backends.triton import configs
 
 STEPS = ("normalize_field", "drift", "euler_step", "euler_step_out", "heun_step")
 FIELD = ("posterior_mean", "poisson_field", "score", "log_density", "second_moment", "field_step")
+NETWORK = {"group_norm_silu": "group_norm", "group_norm_silu_backward": "group_norm_backward"}
+"""Operator → its file."""
 
 
 def interpreted() -> bool:
@@ -70,4 +72,6 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module("pfgm_fast.backends.triton.field_operators"), name)
     if name in STEPS:
         return getattr(importlib.import_module("pfgm_fast.backends.triton.steps"), name)
+    if name in NETWORK:
+        return getattr(importlib.import_module(f"pfgm_fast.backends.triton.{NETWORK[name]}"), name)
     raise AttributeError(name)
