@@ -98,7 +98,7 @@ def case(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor, Any]:
 
 
 def arguments(op: str, query: Query) -> tuple[Any, ...]:
-    """An operator's arguments on the device of the query, N ≥ 4 for those of networks."""
+    """An operator's arguments on the device of the query."""
     if op in NETWORK_OPERATORS:
         return _network_arguments(op, query.x)
     x, r = query.x, query.r
@@ -115,9 +115,9 @@ def arguments(op: str, query: Query) -> tuple[Any, ...]:
 
 
 def _network_arguments(op: str, x: Tensor) -> tuple[Any, ...]:
-    """x (B, N ≥ 4) as images of four channels in two groups."""
-    image = x[:, : x.shape[1] // 4 * 4].reshape(len(x), 4, -1).contiguous()
-    ones, rows = torch.ones_like(x[0, :4]), 0.5 * image[:, :, 0].contiguous()
+    """x (B, N) as images of four channels of N pixels, in two groups."""
+    image = (x[:, None] * torch.arange(1, 5, device=x.device, dtype=x.dtype)[:, None]).contiguous()
+    ones, rows = torch.ones_like(image[0, :, 0]), 0.5 * image[:, :, 0].contiguous()
     norm, sums = (1.5 * ones, 0.5 * ones), (rows[:, :2].contiguous(), 0.5 + rows[:, :2].square())
     if op == "group_norm_silu":
         return (image, *norm, 2, 1e-6, True, None, rows, rows)
