@@ -143,10 +143,11 @@ class Charges:
             raise ArgumentError(f"charges must be finite (no NaN or infinity); {where}")
         # The kernels use the centre in the queries' dtype: the norms are those around the rounded centre.
         center = center.to(self.value_dtype)
-        norms = torch.cat(
-            [(self._values(self.flat[b], torch.float64) - center).square().sum(1) for b in self.blocks()]
-        )
-        return center, norms
+        return center, torch.cat([self._norms(self.flat[b], center) for b in self.blocks()])
+
+    def _norms(self, raw: Tensor, center: Tensor) -> Tensor:
+        """‖y − μ‖² (K,) float64 of raw rows (K, N)."""
+        return (self._values(raw, torch.float64) - center).square().sum(1)
 
     def _values(self, raw: Tensor, dtype: torch.dtype) -> Tensor:
         """Values of raw rows, as the kernels see them."""
@@ -267,6 +268,24 @@ class Charges:
         other = self._derive(lambda value: value)
         other.log_weights = self._log_weights(weights)
         return other
+
+    def centred(self, center: Tensor) -> Charges:
+        """The same charges around a given centre μ (N,), in `value_dtype`: any shift that keeps the kernels' products small will do."""
+        other = self.rows(torch.arange(len(self)))
+        other.center = center.to(self.value_dtype)
+        other.sq_norms = torch.cat([self._norms(self.flat[b], other.center) for b in self.blocks()])
+        return other
+
+    def put(self, index: Tensor, stored: Tensor, labels: Tensor | None = None) -> None:
+        """Replace the charges at index (K,), as they are kept (K, *shape), and their labels, in place; the centre stays.
+
+        For an owner to whom these charges belong alone: parts and copies made of them before do not follow.
+        """
+        self.data[index] = stored
+        self.sq_norms[index] = self._norms(checks.flat(stored), self.center)
+        if self.labels is not None and labels is not None:
+            self.labels[index] = labels
+        self._by_label = {}
 
     def query(self, x: Tensor, r: Tensor, aug_dim: float) -> Query:
         """The operators' `Query` for x (B, *shape) and r (B,), both already checked by themselves.

@@ -2,17 +2,26 @@
 
 CIFAR-10, CelebA-64 and LSUN-256 are PFGM's (arXiv 2209.11178, appendices B and D) with the numbers of the configurations that
 its authors released with their DDPM++ checkpoints: M_exp, z_max, upper_norm, z_exp, batch, learning rate, averages, updates. What differs
-is the field: over the whole data set, not over a second batch of 4,096, 512 or 32 images.
+is the field: over the whole data set, not over a second batch of 4,096, 512 or 32 images; LSUN's, which do not fit in memory, over a
+reservoir of 4,096.
+
+PFGM++'s and EDM's (arXiv 2302.04265, arXiv 2206.00364 appendix F.2 and table 7) are the configurations of their released runs: the
+networks, preconditioning, augmentation with labels, batches, rates, dropout and averages by half-life. Their targets are the images
+themselves, as published. Exact ones, over a reference batch or the whole set, are `--set method.stable=yes`, with `train.field_charges`
+and `train.augment_group` where there is augmentation (`nn.augment` says what that costs), or without it: `train.augment=0
+network.augment_dim=0 train.flip=yes`. Of `lsun256-pfgmpp` the factor of σ is the authors'; D, batch and rate are not published.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
-from pfgm_fast.data import ImageSet
+from pfgm_fast.data import ImageSet, ImageStream
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.nn.augment import AUGMENT_DIM
 from pfgm_fast.training.config import RunConfig, Size, TrainConfig, image_shape
 
 
@@ -39,6 +48,67 @@ def _training(steps: int, batch: int, lr: float) -> TrainConfig:
         checkpoint_every=10_000,
         snapshot_every=50_000,
     )
+
+
+def _edm(
+    data: str,
+    method: dict[str, Any],
+    network: UNetConfig,
+    *,
+    images: float,
+    batch: int,
+    lr: float,
+    augment: float,
+    ema_half_life: float = 500_000,
+    reservoir: int | None = None,
+    size: int | None = None,
+) -> RunConfig:
+    """EDM's recipe. images: of the whole training. The rate is reached over 10 million images; gradients are not clipped; the loss is the
+    sum over an image's elements."""
+    name = {"name": "pfgmpp" if "aug_dim" in method else "edm", "stable": False, "loss_reduction": "sum"}
+    train = TrainConfig(
+        steps=round(images / batch),
+        batch=batch,
+        lr=lr,
+        warmup=round(10e6 / batch),
+        clip=0.0,
+        ema_half_life=(ema_half_life,),
+        flip=False,
+        augment=augment,
+        reservoir=reservoir,
+        conditional=network.classes > 0,
+        precision="bfloat16",
+        skip_nonfinite=10,
+        checkpoint_every=10_000,
+        snapshot_every=50_000,
+    )
+    network = replace(network, augment_dim=AUGMENT_DIM if augment else 0)
+    return RunConfig(
+        data,
+        method={**name, **EDM_SETTINGS, **method},
+        network=network,
+        preconditioning="edm",
+        train=train,
+        size=size,
+    )
+
+
+EDM_SETTINGS = {"sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "P_mean": -1.2, "P_std": 1.2}
+"""EDM's, for images in [−1, 1]; PFGM++ takes them over for every D (r = σ√D, section 4)."""
+LSUN_NOISE = 4.75
+"""What σ is multiplied by for 256² pixels: 380, VE's σ_max there, over EDM's 80."""
+
+
+def _cifar10(method: dict[str, Any], name: str, classes: int = 0) -> RunConfig:
+    network = UNetConfig.named(name, 3, 32, 128, (2, 2, 2), 4, (16,), dropout=0.13, classes=classes)
+    return _edm("cifar10", method, network, images=200e6, batch=512, lr=1e-3, augment=0.12)
+
+
+def _faces64(data: str, dropout: float) -> RunConfig:
+    """FFHQ and AFHQv2 at 64², PFGM++ with D = 128; EDM's is method.name=edm with the rest alike."""
+    network = UNetConfig.named("ddpmpp", 3, 64, 128, (1, 2, 2, 2), 4, (16,), dropout=dropout)
+    method = {"aug_dim": 128.0}
+    return _edm(data, method, network, images=200e6, batch=256, lr=2e-4, augment=0.15, size=64)
 
 
 PRESETS: dict[str, RunConfig] = {
@@ -82,6 +152,7 @@ PRESETS: dict[str, RunConfig] = {
     "celeba64": RunConfig(
         data="celeba",
         size=64,
+        crop=140,
         method=_pfgm(291, 60.0, 6000.0, z_exp=1.0),
         network=UNetConfig(3, 64, 128, (1, 2, 2, 2), 4, (16,), dropout=0.1),
         train=_training(1_300_000, batch=128, lr=2e-4),
@@ -91,7 +162,37 @@ PRESETS: dict[str, RunConfig] = {
         size=256,
         method=_pfgm(356, 100.0, 30_000.0, z_exp=0.1, loss_reduction="mean"),
         network=UNetConfig(3, 256, 128, (1, 1, 2, 2, 4, 4), 2, (16,), dropout=0.0),
-        train=_training(2_400_000, batch=32, lr=2e-5),
+        train=replace(_training(2_400_000, batch=32, lr=2e-5), reservoir=4096),
+    ),
+    "cifar10-pfgmpp-128": _cifar10({"aug_dim": 128.0}, "ncsnpp"),
+    "cifar10-pfgmpp-2048": _cifar10({"aug_dim": 2048.0}, "ncsnpp"),
+    "cifar10-edm": _cifar10({}, "ddpmpp"),
+    "cifar10-pfgmpp-128-conditional": _cifar10({"aug_dim": 128.0}, "ncsnpp", 10),
+    "cifar10-pfgmpp-2048-conditional": _cifar10({"aug_dim": 2048.0}, "ncsnpp", 10),
+    "cifar10-edm-conditional": _cifar10({}, "ddpmpp", 10),
+    "ffhq64": _faces64("ffhq", dropout=0.05),
+    "afhq64": _faces64("afhqv2", dropout=0.25),
+    "imagenet64": _edm(
+        "imagenet",
+        {},
+        UNetConfig.named("adm", 3, 64, 192, (1, 2, 3, 4), 3, (32, 16, 8), dropout=0.1, classes=1000),
+        images=2500e6,
+        batch=4096,
+        lr=1e-4,
+        augment=0.0,
+        ema_half_life=50e6,
+        size=64,
+    ),
+    "lsun256-pfgmpp": _edm(
+        "lsun",
+        {"aug_dim": 2048.0, "sigma_max": 80.0 * LSUN_NOISE, "P_mean": -1.2 + math.log(LSUN_NOISE)},
+        UNetConfig.named("ncsnpp", 3, 256, 128, (1, 1, 2, 2, 4, 4), 2, (16,), dropout=0.0),
+        images=200e6,
+        batch=256,
+        lr=2e-4,
+        augment=0.0,
+        reservoir=4096,
+        size=256,
     ),
 }
 """name → a run; `--data` names the files where the preset is not digits."""
@@ -108,7 +209,7 @@ OF_THE_DATA = ("m_exp", "z_max", "upper_norm")
 """Hyper-parameters of a preset's method that belong to its images' dimension and norm, for which `from_data` has rules."""
 
 
-def adapted(base: RunConfig, images: ImageSet) -> RunConfig:
+def adapted(base: RunConfig, images: ImageSet | ImageStream) -> RunConfig:
     """A recipe for images of another shape or other classes.
 
     The recipe fixes width, blocks, multipliers as far as the edges can be halved, the levels with attention, dropout, training, and of
@@ -145,7 +246,7 @@ ATTENTION = 16
 """Attention goes to the highest level whose longer edge is at most this."""
 
 
-def for_data(images: ImageSet, data: str, size: Size = None) -> RunConfig:
+def for_data(images: ImageSet | ImageStream, data: str, size: Size = None) -> RunConfig:
     """The run for images of any shape: network by their size, classes by their labels, method by its rules for the data.
 
     Levels: halved while both edges stay even and at least 4, up to four times below 128 pixels and six above. Width: 32 up to

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -127,13 +126,14 @@ def test_the_class_itself_checks_types() -> None:
 def test_every_preset_takes_every_setting_of_its_method(name: str) -> None:
     """method.sigma=… on each preset, also where the method is left to the data; another name begins anew."""
     base = PRESETS[name].to_dict()
-    changed = RunConfig.from_dict(merged(base, assignments(["method.sigma=0.02"], base)))
+    method = PRESETS[name].method or {"name": "pfgm"}
+    setting, kept = ("sigma", "m_exp") if method["name"] == "pfgm" else ("rho", "sigma_max")
+    changed = RunConfig.from_dict(merged(base, assignments([f"method.{setting}=0.02"], base)))
     assert changed.method is not None
-    assert (changed.method["name"], changed.method["sigma"]) == ("pfgm", 0.02)
-    if PRESETS[name].method is not None:
-        assert changed.method["m_exp"] == PRESETS[name].method["m_exp"]
-    other = assignments(["method.aug_dim=inf", "method.name=pfgmpp"], base)
-    assert RunConfig.from_dict(merged(base, other)).method == {"name": "pfgmpp", "aug_dim": math.inf}
+    assert (changed.method["name"], changed.method[setting]) == (method["name"], 0.02)
+    assert changed.method.get(kept) == method.get(kept)
+    other = assignments(["method.beta_min=0.2", "method.name=vp"], base)
+    assert RunConfig.from_dict(merged(base, other)).method == {"name": "vp", "beta_min": 0.2}
     assert RunConfig.from_dict(json.loads(json.dumps(base))) == PRESETS[name]
 
 
@@ -227,6 +227,7 @@ def _right(config: RunConfig) -> None:
             "tuple[float, ...]": tuple,
             "int | None": (int, type(None)),
             "str | None": (str, type(None)),
+            "float | None": (float, type(None)),
         }
         kind = kinds.get(str(field.type), str)
         assert isinstance(value, kind)

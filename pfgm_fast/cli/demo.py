@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     from pfgm_fast.extras import wanted
     from pfgm_fast.files import writable, write_beside
     from pfgm_fast.presets import preset
-    from pfgm_fast.training import Trainer
+    from pfgm_fast.training import Trainer, loss_picture
 
     for module in ("sklearn", "matplotlib"):
         wanted(module, "the demo needs", "demo")
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> None:
         "",
         *_speed(trainer),
     ]
-    _loss_picture(run_folder, options.out)
+    loss_picture(run_folder, options.out / "loss.png")
     report = "\n".join(lines) + "\n"
     write_beside(options.out / "report.md", report.encode())
     print("\n" + report)
@@ -140,11 +140,3 @@ def _speed(trainer: Any) -> list[str]:
         f"The field of all {len(charges)} charges at {batch} training queries, and a sampler's step on them:"
     )
     return [head, "", *field_table(x.flatten(1), z, flat, 7), "", *step_table(x.flatten(1), 7)]
-
-
-def _loss_picture(run_folder: Path, out: Path) -> None:
-    from pfgm_fast.plots import loss_curve
-    from pfgm_fast.training.log import read
-
-    rows = read(run_folder)
-    loss_curve([int(r["step"]) for r in rows], [float(r["loss"]) for r in rows], out / "loss.png")

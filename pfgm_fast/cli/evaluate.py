@@ -13,6 +13,9 @@ from pfgm_fast.cli.sample import draw
 from pfgm_fast.errors import ArgumentError, CheckpointError
 from pfgm_fast.world import world
 
+OF_A_STREAM = 10_000
+"""Images, spread evenly, by which a stream's run is judged."""
+
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
@@ -122,13 +125,19 @@ def data_of(options: argparse.Namespace, config: Any) -> Any:
 
     if options.data is None and not config.data:
         raise ArgumentError(f"{options.run_folder} holds no data: name what to compare with by --data")
-    found = data.load(config.data if options.data is None else options.data, config.size)
+    found: Any
+    if options.data is not None:
+        found = data.load(options.data, config.size, **config.reading)
+    else:
+        found = config.images()
     known = config.dataset
     if options.data is None and known is not None and found.digest != known.digest:
         raise CheckpointError(
             f"the data at {config.data} are no longer what {options.run_folder} was trained on ({known.description}), "
             f"but {found.describe()}: name the images to compare with by --data"
         )
+    if isinstance(found, data.ImageStream):
+        found = found.sample(OF_A_STREAM)
     if found.shape != image_shape(config.network):
         raise ArgumentError(
             f"the run is of images of {'×'.join(map(str, image_shape(config.network)))}, "

@@ -29,6 +29,11 @@ def add(commands: Any) -> None:
         "--size", metavar="N|HxW", help="height and width that images of a folder or zip are brought to"
     )
     command.add_argument(
+        "--crop", metavar="N|HxW", help="pixels cut out of the centre of each image first (CelebA: 140)"
+    )
+    command.add_argument("--channels", type=int, choices=(1, 3), help="1 makes every image grey, 3 coloured")
+    command.add_argument("--split", help="train, val or test, of a set that has them (default: train)")
+    command.add_argument(
         "--preset",
         choices=list(PRESETS),
         help="a recipe to start from (default: what fits the data; digits without --data)",
@@ -81,8 +86,12 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         given["preset"] = options.preset
     if options.data is not None:
         given["data"] = options.data
-    if options.size is not None:
-        given["size"] = read_size(options.size)
+    for name in ("size", "crop"):
+        if getattr(options, name) is not None:
+            given[name] = read_size(getattr(options, name))
+    for name in ("channels", "split"):
+        if getattr(options, name) is not None:
+            given[name] = getattr(options, name)
     if options.steps is not None:
         train = given.get("train")
         given["train"] = {**(train if isinstance(train, dict) else {}), "steps": options.steps}
@@ -91,6 +100,12 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 
 def _name(data: object, preset_name: str | None) -> str:
     return Path(str(data)).resolve().stem if data and data != "digits" else preset_name or "digits"
+
+
+_OF_THE_READING = (
+    "size=", "crop=", "channels=", "split=", "train.conditional=", "train.reservoir=",
+)  # fmt: skip
+"""Settings that must be known before the images are looked at."""
 
 
 def settled(sets: list[str], given: dict[str, Any], preset_name: str | None, out: Path) -> tuple[Any, Any]:
@@ -120,14 +135,17 @@ def settled(sets: list[str], given: dict[str, Any], preset_name: str | None, out
         elif "network" in given:
             base = {} if recipe is None else recipe.to_dict()
         else:
-            asked = given.get("size", None if recipe is None else recipe.size)
-            images, size = load_fitting(given["data"], asked, takes)
-            if recipe is None:
-                base = for_data(images, given["data"], size).to_dict()
+            first = {} if recipe is None else recipe.to_dict()
+            changes = assignments([s for s in sets if s.startswith(_OF_THE_READING)], first)
+            wanted = RunConfig.from_dict(merged(merged({"data": "", **first}, given), changes))
+            if wanted.train.reservoir is not None:
+                images, size = wanted.images(), wanted.size
             else:
-                changes = assignments([s for s in sets if s.startswith("train.conditional=")])
-                wanted = RunConfig.from_dict(merged(merged(recipe.to_dict(), {"size": size}), changes))
-                base = adapted(wanted, images).to_dict()
+                images, size = load_fitting(wanted.data, wanted.size, takes, **wanted.reading)
+            if recipe is None:
+                base = {**for_data(images, wanted.data, size).to_dict(), **wanted.reading}
+            else:
+                base = adapted(dataclasses.replace(wanted, size=size), images).to_dict()
         base["preset"] = preset_name
     whole = merged(base, given)
     return RunConfig.from_dict(merged(whole, assignments(sets, whole))), images

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import TypeVar
 
 from pfgm_fast.data.arrays import digits, read_numpy
 from pfgm_fast.data.cifar import is_cifar, read_cifar
@@ -24,9 +25,11 @@ from pfgm_fast.data.geometry import parse_size
 from pfgm_fast.data.idx import is_idx, read_idx
 from pfgm_fast.data.imageset import ImageSet
 from pfgm_fast.data.policy import Policy
+from pfgm_fast.data.stream import ImageStream, of_folder, of_npy, of_set
 from pfgm_fast.errors import ArgumentError, DataError
 
 _LOG = logging.getLogger("pfgm_fast.data")
+Found = TypeVar("Found", ImageSet, ImageStream)
 
 
 def load(
@@ -53,10 +56,44 @@ def load(
     Raises: DataError naming the file and what was expected; ArgumentError for an argument that is none of these.
     """
     policy = Policy.of(size, crop, channels, background)
-    found = _read(spec, policy, split, layout)
+    return _told(_read(spec, policy, split, layout))
+
+
+def stream(
+    spec: str | os.PathLike[str],
+    size: int | str | tuple[int, int] | None = None,
+    *,
+    crop: int | str | tuple[int, int] | None = None,
+    channels: int | None = None,
+    split: str | None = None,
+    layout: str | None = None,
+    background: int | tuple[int, int, int] = 255,
+) -> ImageStream:
+    """The same for images that need not fit in memory: a folder, a zip or a .npy file is read image by image when it is asked for
+    (`data.stream`); what has another form is read into memory as `load` does. Arguments and errors are those of `load`."""
+    policy = Policy.of(size, crop, channels, background)
+    path = _path(spec)
+    if path is not None and path.suffix.lower() == ".npy" and path.is_file():
+        return _told(of_npy(path, policy, layout))
+    zipped = path is not None and path.suffix.lower() == ".zip" and path.is_file()
+    if path is not None and (zipped or (path.is_dir() and not is_idx(path) and not is_cifar(path))):
+        return _told(of_folder(path, policy, split))
+    return of_set(_told(_read(spec, policy, split, layout)))
+
+
+def _told(found: Found) -> Found:
     for note in found.notes:
         _LOG.warning("%s: %s", found.name, note)
     return found
+
+
+def _path(spec: object) -> Path | None:
+    """The path that a spec names, where there is something; None for anything else, which `_read` judges."""
+    try:
+        path = Path(spec).expanduser()  # type: ignore[arg-type]
+        return path if str(spec) != "digits" and path.exists() else None
+    except (OSError, RuntimeError, ValueError, TypeError):
+        return None
 
 
 def _read(spec: str | os.PathLike[str], policy: Policy, split: str | None, layout: str | None) -> ImageSet:
@@ -90,4 +127,4 @@ def _read(spec: str | os.PathLike[str], policy: Policy, split: str | None, layou
     raise DataError(f"{path} is of no kind that can be read: .zip, .npz, .npy, an idx file, or a folder")
 
 
-__all__ = ["ImageSet", "from_dataset", "load", "parse_size", "save_zip"]
+__all__ = ["ImageSet", "ImageStream", "from_dataset", "load", "of_set", "parse_size", "save_zip", "stream"]

@@ -87,11 +87,12 @@ def call_network(
     x: Tensor,  # (B, *shape)
     condition: Tensor,  # (B,)
     labels: Tensor | None = None,  # (B,) or (B, classes)
+    **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """v_x (B, *shape) and v_z (B,) or None, in the network's own dtype. Raises: ArgumentError, with the contract, for anything else."""
+    """v_x (B, *shape) and v_z (B,) or None, in the network's own dtype. more: further keywords of the network. Raises: ArgumentError, with the contract, for anything else."""
     dtype = _dtype_of(net) or x.dtype
     arguments = (x.to(dtype), condition.to(dtype))
-    out = net(*arguments) if labels is None else net(*arguments, labels)
+    out = net(*arguments, **more) if labels is None else net(*arguments, labels, **more)
     out = getattr(out, "sample", out)  # of the diffusers library's output classes
     first, second = (out, None) if isinstance(out, Tensor) else _pair(out)
     if first.shape != x.shape or (second is not None and second.shape != condition.shape):
@@ -100,9 +101,11 @@ def call_network(
     return first, second
 
 
-def call_denoiser(net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+def call_denoiser(
+    net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None, **more: Any
+) -> Tensor:
     """D(x; σ) (B, *shape) in x's dtype."""
-    return call_network(net, x, sigma, labels)[0].to(x.dtype)
+    return call_network(net, x, sigma, labels, **more)[0].to(x.dtype)
 
 
 def _pair(out: Any) -> tuple[Tensor, Tensor | None]:

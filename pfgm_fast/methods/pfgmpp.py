@@ -24,6 +24,7 @@ from pfgm_fast.methods.base import (
 )
 from pfgm_fast.methods.network import Network, call_denoiser, call_network, is_denoiser
 from pfgm_fast.methods.sigma_flow import FieldFlow, GaussianFieldFlow, GaussianSigmaFlow, SigmaFlow
+from pfgm_fast.nn.augment import Augmentation, augmented_posterior_mean
 from pfgm_fast.nn.preconditioning import edm_coefficients
 from pfgm_fast.special import radius_scale
 
@@ -111,12 +112,15 @@ class PFGMpp(Hyperparameters):
             return t * torch.randn(shape, **where)
         return poisson_prior(shape, t * self.radius_scale, self.aug_dim, (0.0, math.inf), **where)
 
-    def denoise(self, net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The denoiser D(x; σ) = c_skip x + c_out F(c_in x, c_noise) (B, *shape) of a raw network F; a denoiser's own output."""
+    def denoise(
+        self, net: Network, x: Tensor, sigma: Tensor, labels: Tensor | None = None, **more: Any
+    ) -> Tensor:
+        """The denoiser D(x; σ) = c_skip x + c_out F(c_in x, c_noise) (B, *shape) of a raw network F; a denoiser's own output.
+        more: further keywords of the network, such as `augment_labels`."""
         if is_denoiser(net):
-            return call_denoiser(net, x, sigma, labels)
+            return call_denoiser(net, x, sigma, labels, **more)
         skip, out, into, _ = edm_coefficients(sigma, self.sigma_data)
-        raw, _ = call_network(net, x * per_image(into, x), self.c_noise_scale * sigma.log(), labels)
+        raw, _ = call_network(net, x * per_image(into, x), self.c_noise_scale * sigma.log(), labels, **more)
         return per_image(skip, x) * x + per_image(out, x) * raw.to(x.dtype)
 
     def loss(
@@ -128,15 +132,25 @@ class PFGMpp(Hyperparameters):
         generator: torch.Generator | None,
         labels: Tensor | None = None,
         rows: slice = slice(None),
+        augmentation: Augmentation | None = None,
     ) -> Tensor:
-        """Weighted squared error of the denoiser against the posterior mean, reduced (B,) (eq. 7; EDM eq. 2, λ of table 1)."""
+        """Weighted squared error of the denoiser against the posterior mean, reduced (B,) (eq. 7; EDM eq. 2, λ of table 1).
+
+        augmentation: of the images; the network is told it as `augment_labels`, and stable targets are over the charges transformed alike
+        (`nn.augment`).
+        """
         with torch.no_grad():
+            if augmentation is not None:
+                images, augmentation = augmentation.apply(images), augmentation.rows(rows)
             x, sigma = (drawn[rows] for drawn in self.perturb(images, generator))
             labels = None if labels is None else labels[rows]
-            target = images[rows]
-            if self.stable:
-                target = posterior_mean(x, sigma * self.radius_scale, charges, self.aug_dim, labels=labels)
-        squares = (self.denoise(net, x, sigma, labels) - target).square().flatten(1).sum(1)
+            target, r = images[rows], sigma * self.radius_scale
+            if self.stable and augmentation is not None:
+                target = augmented_posterior_mean(x, r, charges, augmentation, self.aug_dim, labels)
+            elif self.stable:
+                target = posterior_mean(x, r, charges, self.aug_dim, labels=labels)
+        told = {} if augmentation is None else {"augment_labels": augmentation.labels}
+        squares = (self.denoise(net, x, sigma, labels, **told) - target).square().flatten(1).sum(1)
         weight = (sigma.square() + self.sigma_data**2) / (sigma * self.sigma_data).square()
         return self.reduced(weight * squares, images[0].numel())
 

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pfgm_fast import checks
+from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.field import posterior_mean
 
@@ -47,7 +48,7 @@ class Augmentation:
     def __len__(self) -> int:
         return len(self.flip_x)
 
-    def rows(self, index: Tensor) -> Augmentation:
+    def rows(self, index: Tensor | slice) -> Augmentation:
         """Those of some images, index (K,) int64: also one of them for many images."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
@@ -181,32 +182,50 @@ class AugmentPipe:
 def augmented_posterior_mean(
     x: Tensor,  # (B, C, H, W)
     r: Tensor,  # (B,); sigma where aug_dim is infinite, else sigma √D
-    reference: Tensor,  # (M, C, H, W) float: the data, or a batch of them that holds the images that x was made from
+    reference: Charges
+    | Tensor,  # (M, C, H, W): the data, or a batch of them that holds the images that x was made from
     augmentation: Augmentation,  # (B,)
     aug_dim: float = math.inf,
+    labels: Tensor | None = None,  # (B,): over the charges of x's class alone; the reference needs labels
 ) -> Tensor:
     """Σ_j w_ij T_i y_j (B, C, H, W): the posterior mean of each x over the charges transformed as x's image was.
 
-    Neighbouring rows with the same augmentation share their transformed charges. Flips alone transform x instead: exact, and free.
-    Raises: ArgumentError for sizes that do not fit.
+    Neighbouring rows with the same augmentation (and class) share their transformed charges. Flips alone transform x instead: exact, and free.
+    Raises: ArgumentError for sizes that do not fit, labels that the reference lacks.
     """
     x = checks.batch("x", x)
     if len(augmentation) != len(x) or r.shape != (len(x),):
         raise ArgumentError(
             f"r and the augmentation must be for {len(x)} images; got {tuple(r.shape)} and {len(augmentation)}"
         )
+    charges = as_charges(reference)
     out = torch.empty_like(x)
     plain = augmentation.lossless.nonzero().flatten()
     if len(plain):
         flips = augmentation.rows(plain)
-        mean = posterior_mean(flips.apply(x[plain]), r[plain], reference, aug_dim)
+        classes = None if labels is None else labels[plain]
+        mean = posterior_mean(flips.apply(x[plain]), r[plain], charges, aug_dim, labels=classes)
         out[plain] = flips.apply(mean)
     rest = (~augmentation.lossless).nonzero().flatten()
     if len(rest):
-        parameters = torch.stack([getattr(augmentation, f.name)[rest] for f in fields(augmentation)], 1)
-        _, kinds = torch.unique_consecutive(parameters, dim=0, return_inverse=True)
+        columns = [getattr(augmentation, f.name)[rest] for f in fields(augmentation)]
+        columns += [] if labels is None else [labels[rest].to(columns[0].dtype)]
+        _, kinds = torch.unique_consecutive(torch.stack(columns, 1), dim=0, return_inverse=True)
         for kind in range(int(kinds.max()) + 1):
             rows = rest[kinds == kind]
-            alike = augmentation.rows(rows[:1].expand(len(reference)))
-            out[rows] = posterior_mean(x[rows], r[rows], alike.apply(reference), aug_dim)
+            seen = charges if labels is None else charges.of_label(int(labels[rows[0]]))[0]
+            weights = None if seen.log_weights is None else seen.log_weights.exp()
+            moved = Charges(_all_moved(seen, augmentation.rows(rows[:1])), weights)
+            out[rows] = posterior_mean(x[rows], r[rows], moved, aug_dim)
     return out
+
+
+def _all_moved(charges: Charges, one: Augmentation) -> Tensor:
+    """(M, C, H, W): every charge under the one augmentation, a block after the other."""
+    parts = (charges.values(block) for block in charges.blocks())
+    return torch.cat(
+        [
+            one.rows(torch.zeros(len(part), dtype=torch.int64, device=part.device)).apply(part)
+            for part in parts
+        ]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pfgm_fast.errors import ArgumentError
 
@@ -15,6 +15,20 @@ CHOICES = {
     "decoder": ("standard", "skip"),
     "label_embedding": ("early", "late"),
 }
+
+
+NAMES: dict[str, dict[str, Any]] = {
+    "ddpmpp": {
+        "architecture": "ncsnpp", "embedding": "positional", "encoder": "standard", "decoder": "standard",
+        "noise_multiplier": 1, "resample_filter": (1, 1),
+    },
+    "ncsnpp": {
+        "architecture": "ncsnpp", "embedding": "fourier", "encoder": "residual", "decoder": "standard",
+        "noise_multiplier": 2, "resample_filter": (1, 3, 3, 1),
+    },
+    "adm": {"architecture": "adm"},
+}  # fmt: skip
+"""What the field's names of networks say of a UNetConfig."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,9 @@ class UNetConfig:
     NCSN++ is embedding="fourier", encoder="residual", noise_multiplier=2, resample_filter=(1, 3, 3, 1) (`ncsnpp`).
     Raises: ArgumentError for sizes < 1, image_size that cannot be halved so often, and unknown names.
     """
+
+    named_groups: ClassVar[dict[str, dict[str, Any]]] = NAMES
+    """`--set network=NAME` gives these."""
 
     channels: int = 3
     image_size: int | tuple[int, int] = 32
@@ -91,8 +108,14 @@ class UNetConfig:
     @classmethod
     def ncsnpp(cls, *args: Any, **given: Any) -> UNetConfig:
         """NCSN++ (arXiv 2011.13456, appendix H): Fourier embedding, residual input, FIR filter."""
-        options = {"embedding": "fourier", "encoder": "residual", "noise_multiplier": 2}
-        return cls(*args, **{**options, "resample_filter": (1, 3, 3, 1), **given})
+        return cls.named("ncsnpp", *args, **given)
+
+    @classmethod
+    def named(cls, name: str, *args: Any, **given: Any) -> UNetConfig:
+        """By the field's name, one of NAMES; whatever is `given` stands."""
+        if name not in NAMES:
+            raise ArgumentError(f"a network is named {', '.join(NAMES)}; got {name!r}")
+        return cls(*args, **{**NAMES[name], **given})
 
     @property
     def size(self) -> tuple[int, int]:

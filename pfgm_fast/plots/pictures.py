@@ -101,19 +101,31 @@ def compare_grids(panels: Sequence[tuple[str, Tensor]], path: str | Path, column
     finish(figure, path)
 
 
-def loss_curve(steps: Sequence[float], losses: Sequence[float], path: str | Path) -> None:
+def loss_curve(
+    steps: Sequence[float],
+    losses: Sequence[float],
+    path: str | Path,
+    measured: Sequence[tuple[float, float, float]] = (),
+) -> None:
     """Write the losses of a training over its updates, logarithmic, as a PNG.
 
     Args:
         steps: Updates, ≥ 0.
         losses: Of each of the steps.
         path: Of the PNG.
+        measured: (update, a perfect network's loss, the excess of the trained one's over it) where they were measured
+            (`training.optimal`); drawn beside.
 
     Raises:
         MissingPackageError: Matplotlib is not installed.
     """
     figure, axes = figure_of(figsize=(5, 3.2))
-    axes.plot(steps, losses)
+    axes.plot(steps, losses, label="training loss")
+    if measured:
+        at, optimal, left = zip(*measured, strict=True)
+        axes.plot(at, optimal, "--", label="of a perfect network")
+        axes.plot(at, left, label="left to learn")
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     axes.set(xlabel="update", ylabel="loss", yscale="log")
     axes.grid(alpha=0.3)
     finish(figure, path)

@@ -24,6 +24,7 @@ from pfgm_fast.methods import Method
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import DDPMpp
 from pfgm_fast.training.config import RunConfig
+from pfgm_fast.training.networks import build
 from pfgm_fast.training.version_1 import tensors_today
 
 _NAME = re.compile(r"step-\d{7,}\.json")
@@ -180,7 +181,7 @@ def load_network(
 ) -> tuple[torch.nn.Module, Method, RunConfig]:
     """The network of a run's checkpoint, in evaluation mode, its method and its config.
 
-    step: of the checkpoint, such as a snapshot's; None: the newest. ema: which of the averages (in the order of TrainConfig.ema); None: the trained weights themselves.
+    step: of the checkpoint, such as a snapshot's; None: the newest. ema: which of the averages (in the order of TrainConfig.ema_half_life or ema); None: the trained weights themselves.
     net: of a run that was trained with a network of the caller's (`Trainer(…, net=…)`): one of the same class, which gets the weights.
     Raises: CheckpointError where the run or its checkpoint is not readable, or does not fit its config.
     """
@@ -189,19 +190,20 @@ def load_network(
     checkpoint = latest(run) if step is None else load(_of_step(run, step))
     if checkpoint is None:
         raise CheckpointError(f"{run} has no checkpoint yet (none in {folder_of(run)})")
-    if ema is not None and not 0 <= ema < len(config.train.ema):
-        raise ArgumentError(f"ema must be in [0, {len(config.train.ema)}) or None; got {ema}")
+    if ema is not None and not 0 <= ema < config.train.averages:
+        raise ArgumentError(f"ema must be in [0, {config.train.averages}) or None; got {ema}")
     if config.own_network is not None and net is None:
         raise CheckpointError(
             f"{run} was trained with a network of its caller's, {config.own_network}: load_network(run, net={config.own_network}(…)) "
             "reads it"
         )
-    net = DDPMpp(config.network) if net is None else net
+    assert config.method is not None
+    method = method_from_dict(config.method)
+    net = build(config, method) if net is None else net
     checkpoint = today(checkpoint, net)
     weights = checkpoint.part("net" if ema is None else f"ema.{ema}")
     load_weights(net, weights, str(run))
-    assert config.method is not None
-    return net.to(device).eval(), method_from_dict(config.method), config
+    return net.to(device).eval(), method, config
 
 
 def _of_step(run: Path, step: int) -> Path:

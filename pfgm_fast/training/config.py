@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pfgm_fast.data import ImageSet, parse_size
+from pfgm_fast.data import ImageSet, ImageStream, load, parse_size, stream
 from pfgm_fast.errors import ArgumentError, CheckpointError
 from pfgm_fast.files import write_beside
 from pfgm_fast.methods import METHODS, todays_names
@@ -32,13 +32,18 @@ class TrainConfig:
     steps: updates. batch: images an update, in `accumulate` equal parts. lr: Adam's, reached linearly over `warmup` updates, and
     brought down over the last `decay` share of the updates by a half cosine (0: constant, as in the paper).
     clip: largest norm of the gradient (0: none). ema: decay rates of the averages, the first is the one that samples; they
-    warm up as (1 + n)/(10 + n). precision: of the network under autocast. flip: the mirror images are data too.
+    warm up as (1 + n)/(10 + n). ema_half_life: in images, of averages in their place (EDM: 500,000), each at most
+    `ema_ramp_up` of the images seen (none: from the start). precision: of the network under autocast. flip: the mirror images are data too.
     conditional: labels go into the network, and a query sees the charges of its class. field_charges: charges drawn for each
-    update, beside the batch's own; None: the whole data set, always.
+    update, beside the batch's own; None: the whole data set, always. reservoir: images of a data set that need not fit in memory which
+    are there at a time, and are the charges (`training.batches` has the rule); None: all of them.
+    augment: probability of each kind of EDM's augmentation, of which the network is told (network.augment_dim=9); 0: none.
+    augment_group: neighbours in a batch that share theirs, for which stable targets transform the charges once.
     skip_nonfinite: updates whose loss or gradient is not finite are left out; more than this many in a row end the training
     (0: the first one does).
     log_every, sample_every, checkpoint_every: in updates, 0 turns the first two off. keep: the newest checkpoints stay;
-    snapshot_every: those of its multiples stay for good, beside them (0: none). tensorboard: metrics and grids go there too.
+    snapshot_every: those of its multiples stay for good, beside them (0: none). optimal_every: updates after which a perfect network's
+    loss is measured on the update's own draws, for what is left to learn (0: never). tensorboard: metrics and grids go there too.
     wandb: the project of Weights & Biases to which they go (None: to none).
 
     Raises: ArgumentError naming the setting, for a value of another type or outside its range.
@@ -51,6 +56,8 @@ class TrainConfig:
     decay: float = 0.0
     clip: float = 1.0
     ema: tuple[float, ...] = (0.9999,)
+    ema_half_life: tuple[float, ...] = ()
+    ema_ramp_up: float | None = 0.05
     seed: int = 0
     accumulate: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -59,33 +66,57 @@ class TrainConfig:
     flip: bool = True
     conditional: bool = False
     field_charges: int | None = None
+    reservoir: int | None = None
+    augment: float = 0.0
+    augment_group: int = 1
     skip_nonfinite: int = 0
     log_every: int = 50
     sample_every: int = 5000
     checkpoint_every: int = 5000
     keep: int = 2
     snapshot_every: int = 0
+    optimal_every: int = 0
     tensorboard: bool = False
     wandb: str | None = None
 
     def __post_init__(self) -> None:
         settings.check(self)
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep"):
+        for name in ("steps", "batch", "accumulate", "augment_group", "checkpoint_every", "keep"):
             _at_least(1, name, getattr(self, name))
-        for name in ("warmup", "log_every", "sample_every", "snapshot_every", "seed", "skip_nonfinite"):
+        for name in (
+            "warmup",
+            "log_every",
+            "sample_every",
+            "snapshot_every",
+            "optimal_every",
+            "seed",
+            "skip_nonfinite",
+        ):
             _at_least(0, name, getattr(self, name))
-        if self.field_charges is not None:
-            _at_least(1, "field_charges", self.field_charges)
+        for name in ("field_charges", "reservoir"):
+            if getattr(self, name) is not None:
+                _at_least(1, name, getattr(self, name))
         if not (0 < self.lr < math.inf and self.clip >= 0 and 0 <= self.decay <= 1):
             raise ArgumentError(
                 f"lr must be > 0 and finite, clip ≥ 0, decay in [0, 1]; got {self.lr}, {self.clip}, {self.decay}"
             )
         if not self.ema or not all(0 <= rate < 1 for rate in self.ema):
             raise ArgumentError(f"ema must hold rates in [0, 1), at least one; got {self.ema}")
+        if not all(0 < images < math.inf for images in (*self.ema_half_life, self.ema_ramp_up or 1.0)):
+            raise ArgumentError(
+                f"ema_half_life and ema_ramp_up must be > 0 and finite; got {self.ema_half_life}, {self.ema_ramp_up}"
+            )
+        if not 0 <= self.augment <= 1:
+            raise ArgumentError(f"augment must lie in [0, 1]; got {self.augment}")
         if self.batch % self.accumulate:
             raise ArgumentError(
                 f"batch {self.batch} cannot be split into {self.accumulate} equal parts (accumulate)"
             )
+
+    @property
+    def averages(self) -> int:
+        """How many averages of the weights there are."""
+        return len(self.ema_half_life or self.ema)
 
 
 def _at_least(least: int, name: str, value: int) -> None:
@@ -113,7 +144,7 @@ class DataRecord:
     classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, images: ImageSet) -> DataRecord:
+    def of(cls, images: ImageSet | ImageStream) -> DataRecord:
         return cls(images.digest, images.describe(), tuple(map(str, images.classes)))
 
 
@@ -121,9 +152,10 @@ class DataRecord:
 class RunConfig:
     """Everything that defines a run.
 
-    data, size: what `data.load` is given. method: `name` and hyper-parameters of a method, some or all; what is not given follows
+    data, size, crop, channels, split: what `data.load` is given (docs/data.md). method: `name` and hyper-parameters of a method, some or all; what is not given follows
     from the data by the method's rules where it has any, else it is the class's default. None: PFGM by the rules.
-    network: must fit the images. train: how. dataset: the data that the run was begun on. preset: the one that it was begun from.
+    network: must fit the images. preconditioning: makes it a denoiser, for methods that train one (`edm` for pfgmpp and edm; `nn.denoiser`);
+    none: the method's raw network. train: how. dataset: the data that the run was begun on. preset: the one that it was begun from.
     own_network: the class of a network that the caller gave the Trainer; `network` then holds the images' shape and classes alone.
 
     Raises: ArgumentError naming the setting, its type and what was given.
@@ -131,8 +163,12 @@ class RunConfig:
 
     data: str
     size: Size = None
+    crop: Size = None
+    channels: Literal[1, 3] | None = None
+    split: str | None = None
     method: MethodSettings = None
     network: UNetConfig = field(default_factory=UNetConfig)
+    preconditioning: Literal["edm", "vp", "subvp", "ve", "iddpm"] | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     dataset: DataRecord | None = None
     preset: str | None = None
@@ -142,6 +178,18 @@ class RunConfig:
         settings.check(self)
         if self.method is not None:
             method_from_dict(self.method)  # refuses values outside their ranges
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How `data` is read, besides its size: arguments of `data.load` and `data.stream`."""
+        return {"crop": self.crop, "channels": self.channels, "split": self.split}
+
+    def images(self) -> ImageSet | ImageStream:
+        """The run's data; a stream where they need not be in memory (`train.reservoir`). Raises: DataError."""
+        size: Any = self.size
+        if self.train.reservoir is not None:
+            return stream(self.data, size, **self.reading)
+        return load(self.data, size, **self.reading)
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds; `from_dict` is the inverse."""
@@ -237,7 +285,7 @@ _FREE = frozenset(
         f"train.{name}"
         for name in (
             "steps", "skip_nonfinite", "log_every", "sample_every", "checkpoint_every", "keep", "snapshot_every",
-            "tensorboard", "wandb",
+            "optimal_every", "tensorboard", "wandb",
         )
     ]
 )  # fmt: skip

@@ -14,12 +14,17 @@ from pfgm_fast.errors import ArgumentError, NonFiniteError
 from pfgm_fast.methods import METHODS, PFGM, Method
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.nn.augment import AUGMENT_DIM
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.config import DataRecord, RunConfig, differences, image_shape
 from pfgm_fast.training.settings import fields_of as settings_of
 
+AUGMENTED = ("pfgmpp", "edm")
+"""Methods whose networks can be told an augmentation."""
 
-def fits(config: RunConfig, images: data.ImageSet) -> None:
+
+def fits(config: RunConfig, images: data.ImageSet | data.ImageStream) -> None:
+    """Raises: ArgumentError where network, images, labels, augmentation and method do not go together."""
     network = config.network
     if images.shape != image_shape(network):
         raise ArgumentError(
@@ -27,6 +32,16 @@ def fits(config: RunConfig, images: data.ImageSet) -> None:
             f"{images.name} has {'×'.join(map(str, images.shape))} (channels×height×width): "
             "give --size, other data, or leave the preset out for a network that fits"
         )
+    if config.train.augment:
+        name = (config.method or {}).get("name", PFGM.name)
+        if name not in AUGMENTED or (
+            config.own_network is None
+            and (config.preconditioning is None or network.augment_dim != AUGMENT_DIM)
+        ):
+            raise ArgumentError(
+                f"augment needs a network that is told the augmentation, of method {' or '.join(AUGMENTED)}: "
+                f"--set method.name=edm preconditioning=edm network.augment_dim={AUGMENT_DIM}"
+            )
     if config.train.conditional and network.classes < 1:
         raise ArgumentError("conditional training needs a network with classes (UNetConfig.classes)")
     if config.train.conditional and images.labels is not None and int(images.labels.max()) >= network.classes:
@@ -35,7 +50,9 @@ def fits(config: RunConfig, images: data.ImageSet) -> None:
         )
 
 
-def with_own_network(config: RunConfig, net: torch.nn.Module, images: data.ImageSet) -> RunConfig:
+def with_own_network(
+    config: RunConfig, net: torch.nn.Module, images: data.ImageSet | data.ImageStream
+) -> RunConfig:
     """The config of a run whose network is the caller's: `network` then says no more than the images' shape and the classes."""
     if not isinstance(net, torch.nn.Module):
         raise ArgumentError(f"net must be a torch.nn.Module; got {type(net).__name__}")
@@ -45,9 +62,14 @@ def with_own_network(config: RunConfig, net: torch.nn.Module, images: data.Image
     return replace(config, network=network, own_network=type(net).__qualname__)
 
 
-def method_for(settings: dict[str, Any] | None, charges: Charges) -> Method:
-    """The method of a run's settings: what they do not give follows from the data by its rules (`from_data`), where it has any."""
+def method_for(settings: dict[str, Any] | None, charges: Charges, whole: bool = True) -> Method:
+    """The method of a run's settings: what they do not give follows from the data by its rules (`from_data`), where it has any.
+
+    whole: charges are all the data. Of a part the largest norm says nothing of the rest: PFGM's data_radius is then that of the pixels' box.
+    """
     given = {"name": PFGM.name} if settings is None else dict(settings)
+    if not whole and given.get("name") == PFGM.name:
+        given.setdefault("data_radius", "box")
     kind = METHODS.get(given.get("name", ""))
     rules = getattr(kind, "from_data", None)
     if kind is None or rules is None or given.keys() >= settings_of(kind).keys():

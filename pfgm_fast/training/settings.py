@@ -98,7 +98,9 @@ def typed(hint: Any, value: Any, name: str, text: bool = False) -> Any:
         return value
     try:
         if origin is Literal:
-            return next(choice for choice in arguments if choice == value and type(choice) is type(value))
+            return next(
+                c for c in arguments if (str(c) == value if text else c == value and type(c) is type(value))
+            )
         if origin is tuple:
             return _tuple(arguments, value, name, text)
         if hint is dict or origin is dict:
@@ -160,6 +162,9 @@ def _union(hint: Any, value: Any, name: str, text: bool) -> Any:
 def _group(kind: type, value: Any, name: str, text: bool) -> Any:
     if isinstance(value, kind):
         return value
+    known = getattr(kind, "named_groups", {})
+    if text and value in known:
+        return build(kind, known[value], name)
     if text:
         try:
             value = _json_group(value)
@@ -205,7 +210,8 @@ def _assign(
     if not rest:
         value = typed(hint, _tagged(text, variants, tag), name, text=True)
         if dataclasses.is_dataclass(value):  # what was given of a group, not its defaults
-            value = json.loads(text)
+            named = getattr(type(value), "named_groups", {})
+            value = dict(named[text]) if text in named else json.loads(text)
         both = isinstance(value, dict) and isinstance(into.get(key), dict)
         into[key] = merged(into[key], value) if both else value
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
 from pfgm_fast import data
@@ -21,10 +20,12 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import Method
 from pfgm_fast.methods.network import check_network
-from pfgm_fast.nn import DDPMpp
+from pfgm_fast.nn import AugmentPipe
 from pfgm_fast.precision import single
 from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
+from pfgm_fast.training.averages import Averages
+from pfgm_fast.training.batches import batches
 from pfgm_fast.training.checkpoint import Checkpoint
 from pfgm_fast.training.config import DataRecord, RunConfig, absolute
 from pfgm_fast.training.guards import (
@@ -37,9 +38,12 @@ from pfgm_fast.training.guards import (
     with_own_network,
 )
 from pfgm_fast.training.lock import RunLock
-from pfgm_fast.training.log import MetricsLog
+from pfgm_fast.training.log import OPTIMAL, MetricsLog
 from pfgm_fast.training.loggers import Logger, of_settings
+from pfgm_fast.training.networks import build
+from pfgm_fast.training.optimal import OptimalLoss
 from pfgm_fast.training.parallel import Parallel, SilentLog
+from pfgm_fast.training.state import restore, tensors_of
 from pfgm_fast.training.stop import on_signals
 from pfgm_fast.training.watch import Watch, duration
 
@@ -77,9 +81,13 @@ class Trainer:
     ) -> None:
         self.folder, self.device = Path(folder), torch.device(device)
         size: Any = config.size
-        loaded = data.load(config.data, size) if images is None else images
-        if not isinstance(loaded, data.ImageSet):
-            loaded = data.from_dataset(loaded, size=size, name=config.data)
+        loaded = config.images() if images is None else images
+        if not isinstance(loaded, (data.ImageSet, data.ImageStream)):
+            loaded = data.from_dataset(
+                loaded, size=size, crop=config.crop, channels=config.channels, name=config.data
+            )
+        if config.train.reservoir is not None and isinstance(loaded, data.ImageSet):
+            loaded = data.of_set(loaded)
         if net is not None:
             config = with_own_network(config, net, loaded)
             check_network(net, loaded.labels if config.train.conditional else None)
@@ -89,8 +97,8 @@ class Trainer:
         record = DataRecord.of(loaded)
         same_data(self.folder, record)
         self.images = loaded.with_flips() if train.flip else loaded
-        self.charges: Charges = self.images.charges(labels=train.conditional).to(self.device)
-        self.method: Method = method_for(config.method, self.charges)
+        self.batches = batches(self.images, train, self.device)
+        self.method: Method = method_for(config.method, self.batches.sample, whole=train.reservoir is None)
         self.config = replace(
             config, method=self.method.to_dict(), dataset=record, data=absolute(config.data)
         )
@@ -102,22 +110,30 @@ class Trainer:
         format_ = torch.channels_last if train.channels_last else torch.contiguous_format
         if net is None:
             with single():
-                net = DDPMpp(config.network)
+                net = build(config, self.method)
         self.net: torch.nn.Module = net.to(self.device, memory_format=format_)  # type: ignore[call-overload]
-        self.averages = [AveragedModel(self.net, multi_avg_fn=_ema(rate)) for rate in train.ema]
+        self.averages = Averages(self.net, train)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=train.lr, fused=True)
         self.generator = torch.Generator(self.device).manual_seed(train.seed + 1)
         self._step = 0
         self._saved: int | None = None
         saved = checkpoints.latest(self.folder)
         if saved is not None:
-            self._restore(saved)
+            restore(self, saved)
+            self._step = self._saved = saved.step
         self._seen_on_disk = newest(self.folder)
         self.parallel.agree(self._step)
         self.parallel.own_draws({} if saved is None else saved.tensors, self._step)
         network = torch.compile(self.net) if train.compile else self.net
         self._network = self.parallel.wrap(network, own=self.config.own_network is not None)
+        self._augment = AugmentPipe(train.augment) if train.augment else None
+        self._optimal = OptimalLoss(self.method, self.parallel.total) if train.optimal_every else None
         self._asked = self._stop = False
+
+    @property
+    def charges(self) -> Charges:
+        """The charges in memory."""
+        return self.batches.charges
 
     @property
     def step(self) -> int:
@@ -147,7 +163,8 @@ class Trainer:
             tqdm(total=until, initial=self._step, disable=not shown, unit="step", dynamic_ncols=True) as bar,
         ):
             self._refuse_if_overtaken()
-            log = MetricsLog(self.folder, self._step, self._loggers) if self.writes else SilentLog()
+            optimal = self._optimal is not None
+            log = MetricsLog(self.folder, self._step, self._loggers, optimal) if self.writes else SilentLog()
             try:
                 self._loop(until, log, bar, lock)
             finally:
@@ -185,16 +202,17 @@ class Trainer:
                 seconds = time.perf_counter() - began
                 images = (self._step - done) * train.batch
                 elapsed = max(seconds - log.seconds, 1e-9)
-                log.add(
-                    {
-                        "step": self._step,
-                        "loss": figures[0],
-                        "gradient_norm": figures[1],
-                        "lr": self._rate(self._step - 1),
-                        "images_per_second": images / elapsed,
-                        "seconds": seconds,
-                    }
-                )
+                row = {
+                    "step": self._step,
+                    "loss": figures[0],
+                    "gradient_norm": figures[1],
+                    "lr": self._rate(self._step - 1),
+                    "images_per_second": images / elapsed,
+                    "seconds": seconds,
+                }
+                if self._optimal is not None and (measured := self._optimal.take()) is not None:
+                    row |= dict(zip(OPTIMAL, measured, strict=True))
+                log.add(row)
                 bar.set_postfix(loss=f"{figures[0]:.4f}", refresh=False)
                 log.seconds, done = seconds, self._step
             if sampled and self.writes:
@@ -220,7 +238,8 @@ class Trainer:
 
     def ema_network(self, which: int = 0) -> torch.nn.Module:
         """The averaged network, in evaluation mode."""
-        return self.averages[which].module.eval()
+        network: Any = self.averages[which].module
+        return network.eval()
 
     def save(self) -> None:
         """Checkpoint now, on every rank at once; rank 0 writes. Raises: CheckpointError where the disk is full, NonFiniteError where weights are not finite; earlier
@@ -230,15 +249,7 @@ class Trainer:
         if not self.writes:
             self._saved = self._step
             return
-        tensors = {f"net.{k}": v for k, v in self.net.state_dict().items()}
-        for i, average in enumerate(self.averages):
-            tensors |= {f"ema.{i}.{k}": v for k, v in average.module.state_dict().items()}
-        for i, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-        tensors["rng.perturbation"] = self.generator.get_state()
-        tensors |= {"rng.torch": torch.get_rng_state(), **others}
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors = tensors_of(self) | others
         saved = Checkpoint(self._step, tensors, {"torch": torch.__version__, "images": self._seen()})
         train = self.config.train
         checkpoints.save(self.folder, saved, train.keep, train.snapshot_every)
@@ -251,27 +262,6 @@ class Trainer:
     def _seen(self) -> int:
         return self._step * self.config.train.batch
 
-    def _restore(self, saved: Checkpoint) -> None:
-        saved = checkpoints.today(saved, self.net)
-        checkpoints.load_weights(self.net, saved.part("net"), str(self.folder))
-        for i, average in enumerate(self.averages):
-            checkpoints.load_weights(average.module, saved.part(f"ema.{i}"), str(self.folder))
-            average.n_averaged.fill_(saved.step)
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.net.parameters())
-        for name, value in saved.part("adam").items():
-            index, key = name.split(".")
-            if value.dim():  # in the parameter's layout: the fused kernel takes that for granted
-                value = torch.empty_like(parameters[int(index)], requires_grad=False).copy_(value)
-            moments.setdefault(int(index), {})[key] = value
-        state = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**state, "state": moments})
-        self.generator.set_state(saved.tensors["rng.perturbation"])
-        torch.set_rng_state(saved.tensors["rng.torch"])
-        if self.device.type == "cuda" and "rng.cuda" in saved.tensors:
-            torch.cuda.set_rng_state(saved.tensors["rng.cuda"], self.device)
-        self._step = self._saved = saved.step
-
     def _request_stop(self) -> None:
         self._asked = True
         self._stop = self._stop or self.parallel.alone
@@ -283,57 +273,36 @@ class Trainer:
         left = (train.steps - step) / max(1.0, train.decay * train.steps)
         return rate * (0.5 - 0.5 * math.cos(math.pi * left)) if left < 1 else rate
 
-    def _rows(self, step: int) -> Tensor:
-        """Indices of an update's images: each epoch is one permutation, drawn from the seed and the epoch alone."""
-        train, count = self.config.train, len(self.images)
-        first = step * train.batch
-        pieces, wanted = [], train.batch
-        while wanted:
-            epoch, place = divmod(first, count)
-            generator = torch.Generator().manual_seed((train.seed * 1_000_003 + epoch) % 2**63)
-            piece = torch.randperm(count, generator=generator)[place : place + wanted]
-            pieces.append(piece)
-            first, wanted = first + len(piece), wanted - len(piece)
-        return torch.cat(pieces)
-
-    def _seen_charges(self, index: Tensor) -> tuple[Charges, Tensor]:
-        """The charges of this update, and the batch's rows among them."""
-        limit = self.config.train.field_charges
-        if limit is None or limit >= len(self.charges):
-            return self.charges, index
-        others = torch.randint(
-            len(self.charges), (max(0, limit - len(index)),), generator=self.generator, device=self.device
-        )
-        rows = torch.cat([index, others])
-        labels = None if self.charges.labels is None else self.charges.labels[rows]
-        return Charges(self.charges.data[rows], labels=labels), torch.arange(len(index), device=self.device)
-
     def _update(self) -> tuple[Tensor, Tensor]:
         train = self.config.train
         self.net.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(self._step)
-        index = self._rows(self._step).to(self.device)
-        charges, own = self._seen_charges(index)
+        charges, own = self.batches.at(self._step, self.generator)
+        measured = (
+            self._optimal if train.optimal_every and (self._step + 1) % train.optimal_every == 0 else None
+        )
         total = torch.zeros((), device=self.device, dtype=torch.float32)
         parts = own.chunk(train.accumulate)
         for k, part in enumerate(parts):
             images = charges.values(part)
             labels = None if charges.labels is None else charges.labels[part]
             scale = 1 / (len(part) * len(parts))
+            more: dict[str, Any] = dict(self.parallel.rows(len(part)))
+            if self._augment is not None:
+                more["augmentation"] = self._augment.draw(
+                    len(part), self.generator, device=self.device, group=train.augment_group
+                )
+            before = self.generator.get_state() if measured is not None else None
             with self.parallel.synced(k + 1 == len(parts)):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
                     losses = self.method.loss(
-                        self._network,
-                        images,
-                        part,
-                        charges,
-                        self.generator,
-                        labels,
-                        **self.parallel.rows(len(part)),
+                        self._network, images, part, charges, self.generator, labels, **more
                     )
                 loss = losses.sum() * scale
                 (loss * self.parallel.world.size).backward()  # gradients are averaged over the ranks
+            if measured is not None and before is not None:
+                measured.measure(self.charges, before, losses.detach(), images, part, charges, labels, **more)
             total += loss.detach()
         total = self.parallel.total(total)
         norm = torch.nn.utils.clip_grad_norm_(
@@ -343,8 +312,7 @@ class Trainer:
         self.optimizer.found_inf = Watch.bad(total, norm)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for average in self.averages:
-            average.update_parameters(self.net)
+        self.averages.update(self.net)
         return total, norm
 
     def _sample_grid(self, log: MetricsLog | SilentLog) -> None:
@@ -374,14 +342,3 @@ class Trainer:
         grid = image_grid(out.x[good])
         save_image(grid, self.folder / "samples" / f"step-{self._step:07d}.png")
         log.add_images("samples", grid, self._step)
-
-
-def _ema(rate: float) -> Callable[..., None]:
-    """AveragedModel's hook: average ← d·average + (1 − d)·weights with d = min(rate, (1 + n)/(10 + n))."""
-
-    @torch.no_grad()
-    def average(averages: Any, weights: Any, count: Tensor | int) -> None:
-        done = int(count)
-        torch._foreach_lerp_(averages, weights, 1 - min(rate, (1 + done) / (10 + done)))
-
-    return average
