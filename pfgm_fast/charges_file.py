@@ -11,9 +11,10 @@ import contextlib
 import hashlib
 import json
 import math
+import mmap
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,6 +35,9 @@ from pfgm_fast.partials import Merge, MergedOperators, evaluate
 
 BLOCK_BYTES = 64 << 20
 """Bytes of a block; two are held."""
+CACHED_SHARE = 0.5
+"""Of the machine's memory: larger files are read past the page cache, which copies, and could not keep them from call to call."""
+_PAGE = mmap.PAGESIZE
 _SAMPLED = 4096
 _DTYPES = {"|u1": torch.uint8, "<f4": torch.float32, "<f8": torch.float64}
 _SAFETENSORS = {"U8": "|u1", "F32": "<f4", "F64": "<f8"}
@@ -88,7 +92,7 @@ class FileCharges(Charges):
             raise DataError(f"{self.path} is truncated: {self.path.stat().st_size} bytes, {size} are needed")
         mapped = np.memmap(self.path, self.layout.kind, "c", self.layout.offset, self.layout.shape)
         self._value_range = value_range
-        self._mapped = torch.from_numpy(mapped)
+        self._mapped, self._map = torch.from_numpy(mapped), mapped._mmap  # type: ignore[attr-defined]
         # What a file has in common with a tensor is checked where a tensor is: on its first row.
         first = Charges(self._mapped[:1].clone(), value_range=value_range)
         self.divisor, self.offset = first.divisor, first.offset
@@ -132,16 +136,17 @@ class FileCharges(Charges):
         row = self.flat.shape[1] * self.flat.element_size()
         rows = min(self.layout.shape[0], max(1, BLOCK_BYTES // row))
         parts = self._parts(rows)
-        pinned = self.device.type == "cuda"
-        buffers = [torch.empty(rows, self.dim, dtype=self.dtype, pin_memory=pinned) for _ in range(2)]
-        with self.path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
-            if hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
-            after = [reader.submit(self._fill, file, buffers[0], *parts[0][1])]
+        buffers = [_aligned(rows * row + 2 * _PAGE, self.device.type == "cuda") for _ in range(2)]
+        with _opened(self.path) as (file, direct), ThreadPoolExecutor(1) as reader:
+
+            def ask(k: int) -> Future[Tensor]:
+                return reader.submit(self._fill, file, buffers[k % 2], *parts[k][1], direct)
+
+            after = [ask(0)]
             for k, (here, (start, _)) in enumerate(parts):
                 block = after.pop().result()
                 if k + 1 < len(parts):
-                    after.append(reader.submit(self._fill, file, buffers[(k + 1) % 2], *parts[k + 1][1]))
+                    after.append(ask(k + 1))
                 if self._selection is not None and len(block) != here.stop - here.start:
                     block = block[self._selection[here] - start]
                 yield here, block
@@ -161,22 +166,44 @@ class FileCharges(Charges):
             i = end
         return parts
 
-    def _fill(self, file: BinaryIO, buffer: Tensor, start: int, stop: int) -> Tensor:
-        block = buffer[: stop - start]
-        view = memoryview(block.numpy()).cast("B")  # type: ignore[arg-type]
-        file.seek(self.layout.offset + start * self.dim * self.flat.element_size())
-        while view.nbytes:
-            got = file.readinto(view)  # type: ignore[attr-defined]
+    def _fill(self, file: BinaryIO, buffer: Tensor, start: int, stop: int, direct: bool) -> Tensor:
+        """Rows start … stop of the file (K, N), in a buffer of bytes. direct: whole pages are read."""
+        row = self.dim * self.flat.element_size()
+        first, size = self.layout.offset + start * row, (stop - start) * row
+        skip = first % _PAGE if direct else 0
+        end = -(-(skip + size) // _PAGE) * _PAGE if direct else size
+        view, done = memoryview(buffer.numpy()), 0  # type: ignore[arg-type]
+        file.seek(first - skip)
+        while done < skip + size:
+            got = file.readinto(view[done:end])  # type: ignore[attr-defined]
             if not got:
                 raise DataError(f"{self.path} became shorter while it was read")
-            view = view[got:]
-        return block
+            done += got
+        block = buffer[skip : skip + size]
+        if skip % self.flat.element_size():
+            block = block.clone()
+        return block.view(self.dtype).view(-1, self.dim)
 
     def stored(self, index: Tensor | slice) -> Tensor:
-        """Rows through the mapped file: in memory, so ask for few at a time."""
+        """Rows through the mapped file: in memory, so ask for few at a time. A slice stays mapped until `release`."""
         rows = index if self._selection is None else self._selection[index]
-        rows = rows.cpu() if isinstance(rows, Tensor) else rows
-        return self._mapped[rows].to(self.device)
+        if not isinstance(rows, Tensor):
+            return self._mapped[rows].to(self.device)
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        return self._picked(rows.flatten().cpu()).to(self.device).view(*rows.shape, *self.shape)
+
+    def _picked(self, rows: Tensor) -> Tensor:
+        """Rows (K,) of the file. A page that is read brings its neighbours, which would count as resident too: few at a time."""
+        parts = []
+        for part in rows.split(max(1, (1 << 22) // self.dim)):
+            parts.append(self._mapped[part])
+            self.release()
+        return torch.cat(parts)
+
+    def release(self) -> None:
+        """Give the pages back that `values` and `stored` have read through the mapped file: they count as resident until then."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def to(self, device: torch.device | str) -> Charges:
         """The same file, its blocks sent to another device."""
@@ -224,27 +251,42 @@ class FileCharges(Charges):
         picked = torch.linspace(0, count - 1, min(count, _SAMPLED), dtype=torch.float64).round().long()
         total = torch.zeros(self.dim, dtype=torch.float64)
         for part in picked.split(max(1, (1 << 22) // self.dim)):
-            total += self._values(self.flat[part], torch.float64).sum(0)
+            total += self._values(self._picked(part), torch.float64).flatten(1).sum(0)
         # A charge that is not finite shows in its own norm, not through the centre in all.
         self.center = (total / len(picked)).nan_to_num(0.0, 0.0, 0.0).to(self.value_dtype)
-        # The table as kernels see a byte's value; float64 after it.
-        table = byte_values(self.divisor, self.offset, torch.float64).numpy()
-        center, norms = self.center.double().numpy(), np.empty(count)
-        step = max(1, (1 << 18) // self.dim)
-        with tqdm(total=count, unit=" charges", desc=self.path.name, disable=not progress) as bar:
+        self.release()
+        norms, workers = np.empty(count), max(1, torch.get_num_threads())
+        with (
+            tqdm(total=count, unit=" charges", desc=self.path.name, disable=not progress) as bar,
+            ThreadPoolExecutor(workers) as pool,
+        ):
             for here, block in self.read():
-                raw = block.numpy()
-                for i in range(0, len(raw), step):
-                    part = raw[i : i + step]
-                    away = (
-                        table.take(part) if self.dtype == torch.uint8 else part.astype(np.float64)
-                    ) - center
-                    norms[here.start + i : here.start + i + len(part)] = np.einsum("ij,ij->i", away, away)
-                bar.update(len(raw))
+                rows, share = block.numpy(), -(-len(block) // workers)
+                done = pool.map(self._block_norms, [rows[i : i + share] for i in range(0, len(rows), share)])
+                norms[here] = np.concatenate(list(done))
+                bar.update(len(block))
         if not np.isfinite(norms).all():
             bad = int((~np.isfinite(norms)).argmax())
             raise ArgumentError(f"charges must be finite (no NaN or infinity); charge {bad} holds one")
         return self.center, torch.from_numpy(norms)
+
+    def _block_norms(self, raw: np.ndarray) -> np.ndarray:
+        """‖y − μ‖² (K,) float64 of rows (K, N) as they are stored."""
+        # The table as kernels see a byte's value; float64 after it.
+        table = byte_values(self.divisor, self.offset, torch.float64).numpy()
+        center = self.center.double().numpy()
+        step = max(1, (1 << 18) // self.dim)  # what a core's cache holds
+        away, norms = np.empty((min(step, len(raw)), self.dim)), np.empty(len(raw))
+        for i in range(0, len(raw), step):
+            part = raw[i : i + step]
+            here = away[: len(part)]
+            if self.dtype == torch.uint8:
+                np.take(table, part, out=here, mode="clip")
+            else:
+                here[:] = part
+            here -= center
+            norms[i : i + len(part)] = np.einsum("ij,ij->i", here, here)
+        return norms
 
     def digest(self) -> str:
         """Of what the class says."""
@@ -256,6 +298,34 @@ class FileCharges(Charges):
                 file.seek(k * max(0, state.st_size - (1 << 16)) // 63)
                 total.update(file.read(1 << 16))
         return total.hexdigest()
+
+
+def _aligned(size: int, pinned: bool) -> Tensor:
+    """(size,) bytes that begin on a page."""
+    whole = torch.empty(size + _PAGE, dtype=torch.uint8, pin_memory=pinned)
+    skip = -whole.data_ptr() % _PAGE
+    return whole[skip : skip + size]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, bool]]:
+    """A file to be read once through, and whether past the page cache: so where the cache could not keep it for the next call, and the
+    file system can."""
+    memory = os.sysconf("SC_PHYS_PAGES") * _PAGE if hasattr(os, "sysconf") else math.inf
+    direct: Any = None
+    if hasattr(os, "O_DIRECT") and path.stat().st_size > CACHED_SHARE * memory:
+        with contextlib.suppress(OSError):  # a file system that has no such way
+            direct = open(  # noqa: SIM115 - closed below
+                path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_DIRECT)
+            )
+    if direct is not None:
+        with direct:
+            yield direct, True
+        return
+    with path.open("rb", buffering=0) as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        yield file, False
 
 
 def _layout(path: Path, shape: tuple[int, ...] | None, dtype: torch.dtype, key: str | None) -> Layout:

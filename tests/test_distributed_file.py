@@ -48,7 +48,12 @@ def test_blocks_equal_one_process(name, tmp_path, monkeypatch):
         assert _relative(found, truth) < 2 * _relative(expected, truth) + BAR, function.__name__
 
 
-def test_formats_labels_steps_and_sampling(tmp_path, small_blocks):
+@pytest.mark.parametrize("direct", [False, True])
+def test_formats_labels_steps_and_sampling(direct, tmp_path, small_blocks):
+    """direct: as for files larger than the page cache, which are read in whole pages (where the file system can)."""
+    if direct:
+        small_blocks.setattr(charges_file, "CACHED_SHARE", 0.0)
+        small_blocks.setattr(charges_file, "BLOCK_BYTES", 100)
     data = torch.randint(0, 256, (23, 2, 3, 3), dtype=torch.uint8)
     labels = torch.arange(23) % 3
     np.save(tmp_path / "a.npy", data.numpy())
