@@ -128,11 +128,13 @@ def test_field(case: Case, benchmark: Any, rows: list[Row]) -> None:
     taken = compare(benchmark, functions[first], {name: functions[name] for name in others})
     taken[first] = taken.pop("ours")
     for name in functions:
-        bars = {}
+        bars: dict[str, Any] = {}
         if name in ours:
             dtype = name.removeprefix("ours, ")
             bars = {"bar": case.bars[dtype], "aim": case.aims.get(dtype), "of": "best"}
-            bars["best"] = min(taken[name].ratio_to(taken[peer]) for peer in EXACT if peer in taken)
+            ratios = {peer: taken[name].ratio_to(taken[peer]) for peer in EXACT if peer in taken}
+            bars["best_peer"] = min(ratios, key=lambda peer: ratios[peer])
+            bars["best"] = ratios[bars["best_peer"]]
             if not errors[name] <= BAR:
                 found.append(_row(setup, name, None, None, error=errors[name], note="wrong: no time", **bars))
                 continue

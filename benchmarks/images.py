@@ -43,6 +43,13 @@ def cifar10(count: int) -> Images:
     return Images(images[:count].flatten(1).contiguous(), "CIFAR-10")
 
 
+def dequantised_cifar10(count: int) -> Images:
+    """(count, 3072) floats: each byte's value plus uniform noise of its width, so that no value is a byte's."""
+    images = cifar10(count)
+    noise = torch.rand(images.values.shape, generator=torch.Generator().manual_seed(5))
+    return Images((images.values + noise - 0.5) / 127.5 - 1, f"{images.what}, dequantised")
+
+
 def doubled_cifar10(count: int) -> Images:
     """(count, 12288) bytes: 64² images."""
     images = _cifar10()
@@ -68,6 +75,11 @@ def digits() -> Images:
     from sklearn.datasets import load_digits
 
     return Images(torch.from_numpy(load_digits().data).float() / 8 - 1, "digits")
+
+
+def digit_bytes() -> Images:
+    """(1797, 64) bytes: the package's `digits`."""
+    return Images(data.load("digits").images.flatten(1).contiguous(), "digits")
 
 
 def toy(count: int) -> Images:

@@ -16,6 +16,7 @@ LAYERS = (
     ("backends", "checks"),
     ("ops",),
     (
+        "byte_codes",
         "partials",
         "ranks",
         "world",

@@ -76,8 +76,8 @@ PFGM_ANYWHERE Factors<T> heun_factors(const StepSums<T>& sums, T scale, T scale_
   const Drift<T> slope = bounded(sums.xx, sums.xv, sums.vv, scale, z, square);
   const T of_x = T(1) + h * slope.base, of_v = h * slope.along;  // the prediction
   const T xx = of_x * of_x * sums.xx + T(2) * of_x * of_v * sums.xv + of_v * of_v * sums.vv;
-  const Drift<T> next = bounded(xx < T(0) ? T(0) : xx, of_x * sums.xw + of_v * sums.vw, sums.ww, scale_next,
-                                z_next, square);
+  const Drift<T> next =
+      bounded(xx < T(0) ? T(0) : xx, of_x * sums.xw + of_v * sums.vw, sums.ww, scale_next, z_next, square);
   return {half * (slope.along + next.base * of_v), half * next.along, half * (slope.base + next.base * of_x)};
 }
 

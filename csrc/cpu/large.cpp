@@ -6,8 +6,6 @@ namespace {
 
 constexpr int64_t kBlockFloats = 8 << 20;
 constexpr int64_t kMostRows = 256;
-constexpr int64_t kFewRows =
-    24;  // so few that reading the charges as they lie is faster than transposing them
 
 /// Blocks stay with their thread from call to call: new pages for 32 MiB cost as much as a tenth of a call.
 template <class T, int kWhich>

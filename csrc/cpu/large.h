@@ -15,6 +15,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <vector>
 
@@ -35,6 +36,9 @@ void share_out(const Parallel& parallel, int64_t count, Body make_body) {
   });
 }
 
+/// So few rows that reading the charges is the cost: floats are not transposed, digits are multiplied
+/// together.
+constexpr int64_t kFewRows = 24;
 constexpr float kRound = 6e-8f;  // half a unit in the last place
 
 /// One call. The methods lie where their step does: large.cpp (blocks, the product), large_digits.cpp (1),

@@ -8,13 +8,14 @@ constexpr int64_t kDigitSums = 6 << 20;
 constexpr int64_t kDigitDimensions = 65000;  // above, 32 bits may not hold a sum of bytes times digits
 static_assert(255 * 128 * kDigitDimensions < int64_t{1} << 31,
               "a byte is at most 255, a later digit at least -128");
+constexpr int64_t kShortestBytes = 128, kShortestFloats = 256;  // below, packing costs what digits save
 constexpr int64_t kFloatRows = 32;  // fewer rows do not pay for rounding float charges
 
 }  // namespace
 
 bool Large::digits_serve(int64_t rows) const {
   if (!k_.has_bytes || N_ > kDigitDimensions || M_ < 2 * k_.tile_charges) return false;
-  return charges_.bytes ? N_ >= 32 : N_ >= 256 && rows >= kFloatRows;
+  return charges_.bytes ? N_ >= kShortestBytes : N_ >= kShortestFloats && rows >= kFloatRows;
 }
 
 /// A row so far out that no charge can be proven to be without weight: d²_a is at least (‖x − μ‖ − max ‖y −
@@ -105,8 +106,20 @@ void Large::serve_by_digits(std::vector<RowFacts>& rows) {
       firsts[i] = digits.data() + 3 * i * N_;
     };
   });
+  const auto lower_digits = [&](int64_t i) {
+    return std::array{digits.data() + (3 * i + 1) * N_, digits.data() + (3 * i + 2) * N_};
+  };
   int32_t* first_sums = reinterpret_cast<int32_t*>(u_.data());
-  multiply_digits(firsts, first_sums);
+  const bool together = count <= kFewRows && 3 * count * stride_ <= kDigitSums;  // packing is the cost
+  if (together) {
+    for (int64_t i = 0; i < count; ++i)
+      for (const int8_t* digit : lower_digits(i)) firsts.push_back(digit);
+    if (sums_.size() < static_cast<size_t>(3 * count * stride_)) sums_.resize(3 * count * stride_);
+    multiply_digits(firsts, sums_.data());
+    std::copy_n(sums_.begin(), count * stride_, first_sums);
+  } else {
+    multiply_digits(firsts, first_sums);
+  }
   std::vector<char> open(count, 1);
   share_out(parallel_, count, [&] {
     return [&, work = Work(*this), u = std::vector<float>(stride_)](int64_t i) mutable {
@@ -120,18 +133,21 @@ void Large::serve_by_digits(std::vector<RowFacts>& rows) {
   });
   rows.erase(std::remove_if(rows.begin(), rows.end(), [&](const RowFacts& row) { return !open[row.at]; }),
              rows.end());
-  const int64_t left = rows.size(), group = std::max<int64_t>(1, kDigitSums / (2 * stride_));
+  const int64_t left = rows.size();
+  const int64_t group = together ? count : std::max<int64_t>(1, kDigitSums / (2 * stride_));
   for (int64_t first = 0; first < left; first += group) {
     const int64_t some = std::min(group, left - first);
-    std::vector<const int8_t*> others;
-    for (int64_t i = first; i < first + some; ++i)
-      for (int digit : {1, 2}) others.push_back(digits.data() + (3 * rows[i].at + digit) * N_);
-    if (sums_.size() < static_cast<size_t>(2 * some * stride_)) sums_.resize(2 * some * stride_);
-    multiply_digits(others, sums_.data());
+    if (!together) {
+      std::vector<const int8_t*> others;
+      for (int64_t i = first; i < first + some; ++i)
+        for (const int8_t* digit : lower_digits(rows[i].at)) others.push_back(digit);
+      if (sums_.size() < static_cast<size_t>(2 * some * stride_)) sums_.resize(2 * some * stride_);
+      multiply_digits(others, sums_.data());
+    }
     share_out(parallel_, some, [&] {
       return [&](int64_t i) {
-        const int32_t* sums = sums_.data() + 2 * i * stride_;
         RowFacts& row = rows[first + i];
+        const int32_t* sums = sums_.data() + (together ? count + 2 * row.at : 2 * i) * stride_;
         float* u = u_.data() + row.at * stride_;
         k_.join_digits(first_sums + row.at * stride_, sums, sums + stride_, 2 * row.step * unit_,
                        norms_.data(), M_, u);

@@ -12,12 +12,13 @@ namespace pfgm {
 namespace {
 
 constexpr int64_t kMostDimensions = 16;
-constexpr double kMostFloatPower = 40;  // above, float32 squares are too coarse for the exponent
+constexpr double kMostFactors = 40;        // largest p for which weights are products of roots
+constexpr double kMostFloatExponent = 16;  // p ‖ρ_a‖²/d²_a above which gaps in float are too coarse
 
 /// N + D where it is whole and small, so that a weight is so many factors 1/√(1 + gap/d²_a); else 0.
 int halves_of(const WeightFunction& function, bool weighted) {
   const bool whole =
-      !function.gaussian && function.power <= kMostFloatPower && function.total == std::floor(function.total);
+      !function.gaussian && function.power <= kMostFactors && function.total == std::floor(function.total);
   return whole && !weighted ? static_cast<int>(function.total) : 0;
 }
 
@@ -44,7 +45,6 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
     }
   });
   const bool score = call.op == FieldOp::kScore;
-  const bool precise = 0.5 * (N + call.aug_dim) > kMostFloatPower;
   const double negligible = kNegligible + std::log(static_cast<double>(M));
   parallel(0, call.batch, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> squares(stride);
@@ -55,9 +55,17 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
         continue;
       }
       const float* x = static_cast<const float*>(call.x) + at * N;
-      const int64_t near = k.small_n_nearest(x, columns.data(), N, stride, M, precise, squares.data());
-      const double anchor2 = k.distance(x, charges, near);
-      const WeightFunction function(N, call.aug_dim, static_cast<const float*>(call.r)[at], anchor2);
+      int64_t near = k.small_n_nearest(x, columns.data(), N, stride, M, false, squares.data());
+      double anchor2 = k.distance(x, charges, near);
+      const double r = static_cast<const float*>(call.r)[at];
+      WeightFunction function(N, call.aug_dim, r, anchor2);
+      const bool precise =
+          (function.gaussian ? 1.0 : function.power) * anchor2 * function.per_gap > kMostFloatExponent;
+      if (precise) {
+        near = k.small_n_nearest(x, columns.data(), N, stride, M, true, squares.data());
+        anchor2 = k.distance(x, charges, near);
+        function = WeightFunction(N, call.aug_dim, r, anchor2);
+      }
       const double reach = (anchor2 + function.gap_of(negligible)) * (1 + 1e-6 * (N + 2));
       const bool weighted = call.log_weights != nullptr;
       const SmallNRow row{

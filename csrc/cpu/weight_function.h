@@ -44,9 +44,11 @@ struct WeightFunction {
   }
 };
 
-/// Whether no charge beyond gap·per_gap = 1/32 carries weight (kernels/weights.inl, short_log1p).
-inline bool short_log_suffices(const WeightFunction& f, double count, bool weighted) {
-  return !f.gaussian && !weighted && f.power * std::log1p(1.0 / 32) > kNegligible + std::log(count);
+/// How far gap·per_gap goes where a charge may carry weight (kernels/weights.inl).
+inline LogRange log_range(const WeightFunction& f, double count, bool weighted) {
+  const double fall = kNegligible + std::log(count);
+  if (f.gaussian || weighted || f.power * std::log1p(5.0 / 4) <= fall) return LogRange::kAny;
+  return f.power * std::log1p(1.0 / 32) > fall ? LogRange::kShort : LogRange::kMiddle;
 }
 
 /// As the kernels take it; weights below `cut` become zero. `weighted`: by charge weights q.
@@ -58,7 +60,7 @@ inline FloatWeightFunction in_float(const WeightFunction& f, double cut, double 
           static_cast<float>(f.anchor2 + f.radius2),
           static_cast<float>(f.radius2),
           static_cast<float>(cut),
-          short_log_suffices(f, count, weighted)};
+          log_range(f, count, weighted)};
 }
 
 }  // namespace pfgm

@@ -1,6 +1,6 @@
 // Everything of one instruction set; included inside its namespace, after kWidth, kFuses, Vector, Whole, fma,
-// from_bytes, dot_bytes, any_of, store_low_bytes, reciprocal_root. Only raw loops and builtins here: an
-// inline function of the standard library compiled for one instruction set must never be merged with
+// from_bytes, dot_bytes, any_of, store_low_bytes, reciprocal_root, scaled. Only raw loops and builtins here:
+// an inline function of the standard library compiled for one instruction set must never be merged with
 // another's.
 namespace {
 // clang-format off: in this order, each uses those above it

@@ -44,6 +44,11 @@ inline Vector reciprocal_root(Vector v) {
   y = y * fma(v * -0.5f, y * y, Vector{} + 1.5f);
   return y * fma(v * -0.5f, y * y, Vector{} + 1.5f);
 }
+/// p · 2^n for whole n ≤ 127; 0 where n < −126.
+inline Vector scaled(Vector p, Vector n) {
+  const Whole exponent = __builtin_convertvector(n < -126.0f ? Vector{} - 126.0f : n, Whole);
+  return n < -126.0f ? Vector{} : p * (Vector)((exponent + 127) << 23);
+}
 }  // namespace
 #include "all.inl"
 Kernels make_table() { return table_named("avx2"); }

@@ -59,6 +59,8 @@ inline void interleave_rows(const uint8_t* const (&rows)[4], Whole (&quads)[4]) 
   quads[0] = (Whole)_mm512_unpacklo_epi16(ab, cd), quads[1] = (Whole)_mm512_unpackhi_epi16(ab, cd);
   quads[2] = (Whole)_mm512_unpacklo_epi16(ab2, cd2), quads[3] = (Whole)_mm512_unpackhi_epi16(ab2, cd2);
 }
+/// p · 2^n for whole n.
+inline Vector scaled(Vector p, Vector n) { return (Vector)_mm512_scalef_ps((__m512)p, (__m512)n); }
 }  // namespace
 #include "all.inl"
 Kernels make_table() { return table_named("avx512"); }

@@ -180,22 +180,27 @@ void scale_rounded(int32_t* sums, float scale, int32_t offset, const float* scal
   }
 }
 
-/// Three digits: u_j − u_b as floats, the whole sums 2¹⁶ d₁ + 2⁸ d₂ + d₃ exact in double before anything is
-/// subtracted. b is where u is least.
+/// Three digits: u_j less a constant near the least, the whole sums 2¹⁶ d₁ + 2⁸ d₂ + d₃ exact in double
+/// before anything is subtracted. The constant is the least that the first digit gives.
 void join_digits(const int32_t* first, const int32_t* second, const int32_t* third, double scale,
                  const float* norms, int64_t count, float* u) {
-  double lanes[8], least = std::numeric_limits<double>::infinity();
-  const auto value = [&](int64_t j) {
-    return norms[j] - scale * (65536.0 * first[j] + 256.0 * second[j] + static_cast<double>(third[j]));
+  const Vector coarse = all(static_cast<float>(-65536.0 * scale));
+  Vector best = all(std::numeric_limits<float>::infinity());
+  const auto first_digit = [&](int64_t j) {
+    return fma(coarse, __builtin_convertvector(load_whole(first + j), Vector), load(norms + j));
   };
-  for (double& lane : lanes) lane = least;
-  int64_t j = 0;
-  for (; j + 8 <= count; j += 8)
-    for (int lane = 0; lane < 8; ++lane) {
-      const double v = value(j + lane);
-      lanes[lane] = v < lanes[lane] ? v : lanes[lane];
-    }
-  for (; j < count; ++j) least = value(j) < least ? value(j) : least;
-  for (double lane : lanes) least = lane < least ? lane : least;
-  for (j = 0; j < count; ++j) u[j] = static_cast<float>(value(j) - least);
+  for (int64_t j = 0; j + kWidth <= count; j += kWidth) best = lesser(first_digit(j), best);
+  if (count % kWidth != 0) {  // rows are padded to whole tiles
+    float lanes[kWidth];
+    store(lanes, first_digit(count / kWidth * kWidth));
+    best = lesser(load_part(lanes, count % kWidth, lanes[0]), best);
+  }
+  float least = best[0];
+  for (int lane = 1; lane < kWidth; ++lane) least = best[lane] < least ? best[lane] : least;
+  const auto exact = [](const int32_t* sums) { return __builtin_convertvector(load_whole(sums), Double); };
+  for (int64_t j = 0; j < count; j += kWidth) {
+    const Double sum = exact(first + j) * 65536.0 + (exact(second + j) * 256.0 + exact(third + j));
+    const Double value = __builtin_convertvector(load(norms + j), Double) - static_cast<double>(least);
+    store(u + j, __builtin_convertvector(value - sum * scale, Vector));
+  }
 }

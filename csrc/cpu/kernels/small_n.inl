@@ -64,8 +64,11 @@ WeightSums small_n_sums_of(const SmallNRow& row, const FloatWeightFunction& func
   const float radius2 = function.radius2;
   const int halves = kHalves > 0 ? kHalves : row.halves;
   float at[kMostSmallN];
-  for (int64_t k = 0; k < n; ++k) at[k] = columns[k * stride + row.anchor];
-  const float at2 = squares[row.anchor];
+  float twice[kMostSmallN];  // 2 (y_a − x)
+  for (int64_t k = 0; k < n; ++k) {
+    at[k] = columns[k * stride + row.anchor];
+    twice[k] = static_cast<float>(2.0 * (static_cast<double>(at[k]) - row.x[k]));
+  }
 
   constexpr int64_t kChunk = 64 * kWidth;  // lanes are added up in float for a chunk, then in double
   WeightSums sums{0, 0, 0};
@@ -77,10 +80,13 @@ WeightSums small_n_sums_of(const SmallNRow& row, const FloatWeightFunction& func
     for (int64_t j = start; j < stop; j += kWidth) {
       const Vector square = load(squares + j);
       if (kHalves == 0 && !any_of(square <= all(row.bound))) continue;
-      Vector gap;
+      Vector gap{}, difference[N > 0 ? N : kMostSmallN];  // y_j − y_a
+      for (int64_t k = 0; k < n; ++k) difference[k] = load(columns + k * stride + j) - at[k];
+      if (kHalves > 0) gap = square - squares[row.anchor];
+      else
+        for (int64_t k = 0; k < n; ++k) gap = fma(difference[k], difference[k] + twice[k], gap);
       if (kHalves == 0 && row.precise)
         gap = __builtin_convertvector(exact_squares(row.x, columns, n, stride, j) - row.anchor2, Vector);
-      else gap = square - at2;
       // A weight too small for a float becomes 0, as it should: the largest is 1.
       Vector weight = halves > 0
                           ? half_power(lesser(fma(gap, all(function.per_gap), all(1.0f)), all(1e30f)), halves)
@@ -96,15 +102,9 @@ WeightSums small_n_sums_of(const SmallNRow& row, const FloatWeightFunction& func
         rate += pull_weight;
         trace += function.gaussian ? pull_weight * square
                                    : fma(all(-radius2), pull_weight, weight * function.total);
-        for (int64_t k = 0; k < n; ++k) {
-          const Vector difference = load(columns + k * stride + j) - at[k];
-          moved[k] = fma(weight, difference, moved[k]);
-          pulled[k] = fma(pull_weight, difference, pulled[k]);
-        }
-      } else {
-        for (int64_t k = 0; k < n; ++k)
-          moved[k] = fma(weight, load(columns + k * stride + j) - at[k], moved[k]);
+        for (int64_t k = 0; k < n; ++k) pulled[k] = fma(pull_weight, difference[k], pulled[k]);
       }
+      for (int64_t k = 0; k < n; ++k) moved[k] = fma(weight, difference[k], moved[k]);
     }
     sums.mass += sum_double(mass);
     sums.rate += sum_double(rate);

@@ -16,6 +16,10 @@ struct ChargeView {
   const float* values;  // bytes: the value of each of the 256; null for floats
 };
 
+/// How far gap·per_gap goes where a charge may carry weight: to 1/32, to 5/4, or anywhere. The shorter, the
+/// shorter the polynomial that log1p is there.
+enum class LogRange { kShort, kMiddle, kAny };
+
 /// How gaps become weights, in float: weight = exp(−power·log1p(gap·per_gap)), or exp(−gap·per_gap) where
 /// gaussian.
 struct FloatWeightFunction {
@@ -23,7 +27,7 @@ struct FloatWeightFunction {
   bool gaussian;
   float total, distance2, radius2;  // c = total/(distance2 + gap) or 1/radius2
   float cut;                        // weights below are zero: they would not be seen in the sums
-  bool short_log;  // beyond gap·per_gap = 1/32 no charge carries weight: there log1p is a short polynomial
+  LogRange range;
 };
 
 struct WeightSums {

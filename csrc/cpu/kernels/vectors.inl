@@ -1,5 +1,5 @@
-// Vectors of kWidth floats: loads, sums, exp and log1p. Both functions are good to 2 units in the last place
-// of their result.
+// Vectors of kWidth floats: loads, sums, exp, 2^y and log1p. The functions are good to 2 units in the last
+// place of their result.
 
 typedef Vector Unaligned __attribute__((aligned(4), may_alias));
 typedef Whole UnalignedWhole __attribute__((aligned(4), may_alias));
@@ -49,6 +49,19 @@ inline Vector exponential(Vector x) {
   const Vector safe = greater(rounded, all(-126.0f));
   const Whole power = (__builtin_convertvector(safe, Whole) + 127) << 23;
   return x < -87.0f ? Vector{} : p * (Vector)power;
+}
+
+/// 2^y for y < 127, 0 far below −126: y = n + f with n whole and |f| ≤ ½, a polynomial of degree 6 in f.
+inline Vector power_of_two(Vector y) {
+  const Vector shifter = all(12582912.0f);  // 1.5·2²³: adding it rounds to a whole number
+  const Vector n = (y + shifter) - shifter, f = y - n;
+  Vector p = all(1.534581187e-4f);
+  p = fma(p, f, all(1.339993122e-3f));
+  p = fma(p, f, all(9.618488958e-3f));
+  p = fma(p, f, all(5.550328777e-2f));
+  p = fma(p, f, all(2.402264689e-1f));
+  p = fma(p, f, all(6.931472057e-1f));
+  return scaled(fma(p, f, all(1.0f)), n);
 }
 
 /// log(1 + t) for t > −1: w = 1 + t = 2^e m, m in [√½, √2). What rounding took from w is given back, to first
