@@ -27,7 +27,7 @@ REGISTERS = {
     "refine_kernel": 64,  # 512 threads, two blocks
     "weighted_sum_kernel": 128,  # 512 threads, one block
     "small_n_kernel": 128,  # 512 threads, one block
-    "weight_kernel": 128,  # 256 threads, two blocks (three: the bound 80 is in the source)
+    "weights_kernel": 128,  # 256 threads, two blocks (three: the bound 80 is in the source)
     "merge_gaps_kernel": 64,  # 256 threads, four blocks
     "weighted_difference_kernel": 168,  # 128 threads, three blocks
     "distance_kernel": 168,  # 256 threads, two blocks (float: the bound 128 is in the source)

@@ -129,7 +129,7 @@ def test_a_hopper_path_elsewhere_is_refused(
 
 
 DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
-WEIGHTS, SUM, DIFFERENCE = "weight_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
+WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
 MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
 
 

@@ -1,6 +1,6 @@
-// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, weights (packed), spread.
-// Five to seven launches, none of which waits for the host; what a query needs, of digits and of the second
-// product, is decided on the device.
+// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, weights (by_digits),
+// spread. Five to seven launches, none of which waits for the host; what a query needs, of digits and of the
+// second product, is decided on the device.
 #include "differences.h"
 #include "field.h"
 #include "kernels/distance_gemm.cuh"
@@ -66,7 +66,7 @@ bool bytes_serves(const FieldCall& call) {
 void run_bytes(const FieldCall& call, Arena& arena) {
   const int64_t B = call.batch, M = call.count, N = call.dim;
   const bool sums = call.op != FieldOp::kLogDensity, score = call.op == FieldOp::kScore,
-             packed = sums && !score;
+             by_digits = sums && !score;
   const Tile tile = tile_of(call);
 
   Digits digits{};
@@ -80,7 +80,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   digits.residual = arena.take<double>(B);
   digits.counters = arena.take<int>(2);
   digits.arrived = arena.take<int>(B);
-  digits.listed = packed ? arena.take<int>(B) : nullptr;
+  digits.listed = by_digits ? arena.take<int>(B) : nullptr;
 
   Weights weights = weights_of<float, uint8_t>(call);
   weights.relative = true;
@@ -114,18 +114,18 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     open = arena.take<int>(B);
   }
   WeightedSumCall sum{weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N)};
-  if (packed) {
+  if (by_digits) {
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
     sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride),
                                                  stride,
-                                                 arena.take<int>(B * kListed),
-                                                 arena.take<float>(B * kListed),
+                                                 arena.take<int>(B * kLongestSupport),
+                                                 arena.take<float>(B * kLongestSupport),
                                                  digits.listed,
                                                  digits.counters,
                                                  arena.take<int>(B)};
     sum.partial = arena.take<int64_t>(sum.splits * B * N);
   }
-  const auto differences = take_differences<float>(call, arena, sums && !packed);
+  const auto differences = take_differences<float>(call, arena, sums && !by_digits);
   weights.state = differences.state;
   weights.part = differences.part;
   weights.largest = differences.largest;
@@ -139,8 +139,9 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, bounds, proven, open); break;
   }
   if (gemm.splits > 1) launch_merge_gaps({gemm.gaps, least, B, M, gemm.splits}, call.stream);
-  if (!packed) return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
-  launch_weights<Coefficients::kPacked>(weights, call.stream);
+  if (!by_digits)
+    return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
+  launch_weights<Coefficients::kWeightDigits>(weights, call.stream);
   launch_weighted_sum(sum, call.stream);
   launch_byte_finish(
       ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
   if (dense_grid && slot >= dense) return;
   const int64_t row = dense_grid ? call.weight_digits.queries[slot] : slot;
   const RowState state = call.state[row];
-  if (!dense_grid && state.used > kListed) return;
+  if (!dense_grid && state.used > kLongestSupport) return;
   const int64_t column = blockIdx.x % tiles * kByteFinishColumns + 4 * threadIdx.x;
   if (column >= call.dim) return;
   using Four = Vector<uint8_t, 4>;
@@ -104,15 +104,16 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
     for (int64_t s = 0; s < call.splits; ++s)
 #pragma unroll
       for (int c = 0; c < 4; ++c) whole[c] += call.partial[(s * call.batch + slot) * call.dim + column + c];
-    const double unit = 1.0 / (kPackedOne * static_cast<double>(call.divisor) * state.total);
+    const double unit = 1.0 / (kDigitsOfOne * static_cast<double>(call.divisor) * state.total);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) sum[c] = static_cast<double>(whole[c] - near.at[c] * state.packed) * unit;
+    for (int c = 0; c < 4; ++c)
+      sum[c] = static_cast<double>(whole[c] - near.at[c] * state.digit_total) * unit;
   } else {
     float together[4] = {};
     for (int at = 0; at < state.used; ++at) {
-      const float weight = call.weight_digits.weight[row * kListed + at];
-      const Four bytes =
-          load<uint8_t, 4>(call.charges + call.weight_digits.charge[row * kListed + at] * call.dim + column);
+      const float weight = call.weight_digits.weight[row * kLongestSupport + at];
+      const Four bytes = load<uint8_t, 4>(
+          call.charges + call.weight_digits.charge[row * kLongestSupport + at] * call.dim + column);
 #pragma unroll
       for (int c = 0; c < 4; ++c) together[c] += weight * (values(bytes.at[c]) - anchor[c]);
     }

@@ -130,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
   }
   call.state[row] = {all.charge, 1.0, 0.0, 0, 1};
   if (call.weight_digits.charge) {
-    call.weight_digits.charge[row * kListed] = all.charge;
-    call.weight_digits.weight[row * kListed] = 1.0f;
+    call.weight_digits.charge[row * kLongestSupport] = all.charge;
+    call.weight_digits.weight[row * kLongestSupport] = 1.0f;
   }
   if (call.lse) call.lse[row] = anchor_log_weight(squares, r, total_dim);
 }

@@ -1,11 +1,11 @@
 // The second product for dense queries on integer tensor cores: partial[split][slot][i] = Σ_j W_j b_ji,
-// exact, W a query's packed weights (weights.cuh), b the charges' bytes.
+// exact, W a query's weight digits (weights.cuh), b the charges' bytes.
 //
 // Tiling: 64 dense queries × 3 digits × 128 columns a block of 16 warps, a part of at most 32,768 charges
 // (what int32 holds), 64 charges a stage, 3 stages by cp.async. The contracted dimension is the charges',
 // along which bytes are not contiguous: a thread reads 4 words of 4 columns and transposes them in registers.
-// Cost: 6 integer operations a (dense query, charge, column); charges are read ⌈dense/64⌉ times, packed
-// weights ⌈N/128⌉ times.
+// Cost: 6 integer operations a (dense query, charge, column); charges are read ⌈dense/64⌉ times, weight
+// digits ⌈N/128⌉ times.
 #pragma once
 
 #include "split_digits.cuh"

@@ -26,25 +26,25 @@ constexpr int kSweep = 4;  // loads of a thread in flight
 
 /// What the last kernel needs to know of a query.
 struct RowState {
-  int64_t anchor;     // the nearest charge
-  double total;       // Σ weights, unnormalised; NaN for a query that must give NaN
-  double rate_total;  // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
-  int64_t packed;     // kPacked, dense queries: Σ of the fixed-point weights
-  int used;           // charges with a weight above 0
+  int64_t anchor;       // the nearest charge
+  double total;         // Σ weights, unnormalised; NaN for a query that must give NaN
+  double rate_total;    // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
+  int64_t digit_total;  // kWeightDigits, dense queries: Σ of the fixed-point weights
+  int used;             // charges with a weight above 0
 };
 
 /// What one block found in its part of a row.
 struct RowPart {
-  double total, rate_total, trace, packed;
+  double total, rate_total, trace, digit_total;
   int used;
 };
 
 /// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or digits;
 /// or nothing yet, only the largest log-weight.
-enum class Coefficients { kWeights, kScore, kSecondMoment, kPacked, kLargest };
+enum class Coefficients { kWeights, kScore, kSecondMoment, kWeightDigits, kLargest };
 
-constexpr int kListed = 64;                // a sparse query has at most so many charges with a weight
-constexpr double kPackedOne = 16777214.0;  // the fixed-point weight of 1: three unsigned digits of 8 bits
+constexpr int kLongestSupport = 64;          // a sparse query has at most so many charges with a weight
+constexpr double kDigitsOfOne = 16777214.0;  // the fixed-point weight of 1: three unsigned digits of 8 bits
 
 /// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three rows of bytes, in
 /// fixed point around the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the
@@ -52,8 +52,8 @@ constexpr double kPackedOne = 16777214.0;  // the fixed-point weight of 1: three
 struct WeightDigits {
   uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
   int64_t stride;   // of a query's bytes, a multiple of 64
-  int* charge;      // (batch, kListed)
-  float* weight;    // (batch, kListed)
+  int* charge;      // (batch, kLongestSupport)
+  float* weight;    // (batch, kLongestSupport)
   int* listed;      // (batch): charges that asked for a place in the list, 0 before the launch
   int* dense;       // the number of dense queries, 0 before the launch
   int* queries;     // (batch): the dense queries, in no order that matters
@@ -85,14 +85,14 @@ struct WeightCall {
   double* lse;                 // (batch), or null
   T* rate;                     // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
   T* trace;                    // (batch), or null: Σ w c ‖ρ‖²
-  WeightDigits weight_digits;  // kPacked
+  WeightDigits weight_digits;  // kWeightDigits
   const int* proven;  // (batch), or null: not 0 where the screening (screen.cuh) has already served a query
 };
 
 struct WeightShared {
-  int listed[kListed], sorted[kListed];
-  double squares[kListed], exponent[kListed];
-  float weight[kListed];
+  int listed[kLongestSupport], sorted[kLongestSupport];
+  double squares[kLongestSupport], exponent[kLongestSupport];
+  float weight[kLongestSupport];
   int used, begin, last;
   double slots[kRowWarps];
   NearestShared<kRowThreads> nearest;
@@ -213,13 +213,13 @@ struct Refined {
 };
 
 /// A sparse query's list, in the charges' order (blocks appended as they came), its distances and weights by
-/// direct differences: what the products' rounding could do to near-duplicates is gone. For 1 to kListed
-/// charges; a warp a charge.
+/// direct differences: what the products' rounding could do to near-duplicates is gone. For 1 to
+/// kLongestSupport charges; a warp a charge.
 template <class T, class C>
 __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int used, int64_t row,
                                double r, double total_dim) {
   const int mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
-  int* charges = call.weight_digits.charge + row * kListed;
+  int* charges = call.weight_digits.charge + row * kLongestSupport;
   if (mine < used) shared.listed[mine] = charges[mine];
   __syncthreads();
   if (mine < used) {
@@ -250,7 +250,7 @@ __device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& share
   if (mine < used) {
     shared.weight[mine] = static_cast<float>(exponential(static_cast<T>(shared.exponent[mine] - largest)));
     charges[mine] = shared.sorted[mine];
-    call.weight_digits.weight[row * kListed + mine] = shared.weight[mine];
+    call.weight_digits.weight[row * kLongestSupport + mine] = shared.weight[mine];
   }
   __syncthreads();
   for (int at = 0; at < used; ++at) total += static_cast<double>(shared.weight[at]);
@@ -266,7 +266,7 @@ __device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int
     sum.total += one.total;
     sum.rate_total += one.rate_total;
     sum.trace += one.trace;
-    sum.packed += one.packed;
+    sum.digit_total += one.digit_total;
     sum.used += one.used;
   }
   return sum;
@@ -275,11 +275,12 @@ __device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int
 /// Blocks that shall share a multiprocessor's registers.
 template <class T, Coefficients kWanted>
 constexpr int kWeightBlocks =
-    sizeof(T) == 8 || kWanted == Coefficients::kPacked || kWanted == Coefficients::kSecondMoment ? 2 : 3;
+    sizeof(T) == 8 || kWanted == Coefficients::kWeightDigits || kWanted == Coefficients::kSecondMoment ? 2
+                                                                                                       : 3;
 
 template <class T, class C, Coefficients kWanted>
 __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
-    weight_kernel(WeightCall<T, C> call) {
+    weights_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
   const int64_t row = blockIdx.x / call.parts;
   const int my_part = static_cast<int>(blockIdx.x % call.parts), count = static_cast<int>(call.count);
@@ -309,9 +310,9 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
                                std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
   LongSum<T> sum;
   double rate_total = 0, trace = 0, my_largest = -std::numeric_limits<double>::infinity();
-  int64_t packed = 0;
+  int64_t digit_total = 0;
   int used = 0;
-  if constexpr (kWanted == Coefficients::kPacked) {
+  if constexpr (kWanted == Coefficients::kWeightDigits) {
     if (threadIdx.x == 0) shared.used = 0;
     __syncthreads();
   }
@@ -336,18 +337,18 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
         sum.add(weight);
         ++used;
       }
-      if constexpr (kWanted == Coefficients::kPacked) {
+      if constexpr (kWanted == Coefficients::kWeightDigits) {
         uint32_t number = 0;
         if (weight != T(0)) {
-          const float product = static_cast<float>(weight) * static_cast<float>(kPackedOne),
+          const float product = static_cast<float>(weight) * static_cast<float>(kDigitsOfOne),
                       whole = floorf(product);
           if (j != nearest.charge && good)
             number = static_cast<uint32_t>(whole) + (product - whole > dither(row, j) ? 1 : 0);
-          const int at =
-              used <= kListed + 1 ? atomicAdd(&shared.used, 1) : kListed;  // else the query is dense anyhow
-          if (at < kListed) shared.listed[at] = j;
+          const int at = used <= kLongestSupport + 1 ? atomicAdd(&shared.used, 1)
+                                                     : kLongestSupport;  // else the query is dense anyhow
+          if (at < kLongestSupport) shared.listed[at] = j;
         }
-        packed += number;
+        digit_total += number;
         uint8_t* digits = call.weight_digits.digits + row * call.weight_digits.stride + j;
         const int64_t digit_pitch = call.batch * call.weight_digits.stride;
         digits[0] = static_cast<uint8_t>(number >> 16);
@@ -370,7 +371,7 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
           rate_total += coefficient;
         }
       }
-      if (kWanted != Coefficients::kPacked && call.weights) call.weights[row * call.count + j] = weight;
+      if (kWanted != Coefficients::kWeightDigits && call.weights) call.weights[row * call.count + j] = weight;
     }
   };
   // kSweep loads of a thread are on their way before the first is used.
@@ -399,19 +400,19 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
     RowPart mine{};
     mine.total = block_reduce<kRowThreads>(sum.value(), Sum{}, shared.slots);
     mine.used = static_cast<int>(block_reduce<kRowThreads>(static_cast<double>(used), Sum{}, shared.slots));
-    if constexpr (kWanted == Coefficients::kPacked) {
-      mine.packed = block_reduce<kRowThreads>(static_cast<double>(packed), Sum{},
-                                              shared.slots);  // whole numbers below 2^53: exact
+    if constexpr (kWanted == Coefficients::kWeightDigits) {
+      mine.digit_total = block_reduce<kRowThreads>(static_cast<double>(digit_total), Sum{},
+                                                   shared.slots);  // whole numbers below 2^53: exact
       if (my_part == call.parts - 1)
         for (int64_t j = count + threadIdx.x; j < call.weight_digits.stride; j += kRowThreads)
           for (int digit = 0; digit < 3; ++digit)
             call.weight_digits.digits[(digit * call.batch + row) * call.weight_digits.stride + j] = 0;
-      const int found = shared.used < kListed ? shared.used : kListed;
+      const int found = shared.used < kLongestSupport ? shared.used : kLongestSupport;
       if (threadIdx.x == 0) shared.begin = atomicAdd(call.weight_digits.listed + row, found);
       __syncthreads();
       const int place = shared.begin + static_cast<int>(threadIdx.x);
-      if (static_cast<int>(threadIdx.x) < found && place < kListed)
-        call.weight_digits.charge[row * kListed + place] = shared.listed[threadIdx.x];
+      if (static_cast<int>(threadIdx.x) < found && place < kLongestSupport)
+        call.weight_digits.charge[row * kLongestSupport + place] = shared.listed[threadIdx.x];
     } else if constexpr (kWanted != Coefficients::kWeights) {
       mine.rate_total = block_reduce<kRowThreads>(rate_total, Sum{}, shared.slots);
       mine.trace = block_reduce<kRowThreads>(trace, Sum{}, shared.slots);
@@ -421,8 +422,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
     __syncthreads();
 
     RowPart all = call.parts == 1 ? mine : merge_parts(call, row);
-    if constexpr (kWanted == Coefficients::kPacked) {
-      if (all.used > kListed) {
+    if constexpr (kWanted == Coefficients::kWeightDigits) {
+      if (all.used > kLongestSupport) {
         if (threadIdx.x == 0)
           call.weight_digits.queries[atomicAdd(call.weight_digits.dense, 1)] = static_cast<int>(row);
       } else {
@@ -433,7 +434,8 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
       }
     }
     if (threadIdx.x != 0) return;
-    call.state[row] = {nearest.charge, all.total, all.rate_total, static_cast<int64_t>(all.packed), all.used};
+    call.state[row] = {nearest.charge, all.total, all.rate_total, static_cast<int64_t>(all.digit_total),
+                       all.used};
     if (call.rate) call.rate[row] = static_cast<T>(all.rate_total / all.total);
     if (call.trace) call.trace[row] = static_cast<T>(all.trace / all.total);
     if (call.lse)
@@ -445,10 +447,10 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
 template <Coefficients kWanted, class T, class C>
 void launch_weights(const WeightCall<T, C>& call, Stream stream) {
   if (call.log_weights)
-    launch<weight_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads,
-                                                        sizeof(WeightShared), stream, call);
-  launch<weight_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream,
-                                       call);
+    launch<weights_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads,
+                                                         sizeof(WeightShared), stream, call);
+  launch<weights_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream,
+                                        call);
 }
 
 }  // namespace pfgm
