@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import pfgm_fast as pf
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn import PRECONDITIONINGS, DDPMpp, Guided, UNetConfig, denoiser, unet
 from pfgm_fast.nn.layers import positional_embedding
@@ -270,3 +271,23 @@ def test_guidance() -> None:
 def test_bad_options(change: dict, message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         UNetConfig(**change)
+
+
+@pytest.mark.parametrize("architecture", ["ncsnpp", "adm"])
+def test_a_noise_level_that_all_images_share_is_embedded_once(architecture: str) -> None:
+    torch.manual_seed(0)
+    net = DDPMpp(
+        UNetConfig(1, 8, 16, (1, 2), 1, (4,), dropout=0.0, architecture=architecture, classes=3)
+    ).eval()
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    rows: list[int] = []
+    net.unet.map_layer0.register_forward_hook(lambda module, given, out: rows.append(len(out)))
+    x, z = torch.randn(4, 1, 8, 8), torch.tensor(2.0)
+    with torch.no_grad():
+        shared, each = net(x, z.expand(4)), net(x, torch.full((4,), 2.0))
+        net(x, z.expand(4), torch.tensor([0, 1, 2, 0]))
+        pf.sample(net, x.shape, steps=2)
+    assert rows == [1, 4, 4, 1, 1]
+    for one, other in zip(shared, each, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

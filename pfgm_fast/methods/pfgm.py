@@ -206,7 +206,7 @@ class PFGMFlow(NoiseLevelTime):
         self.grid, self.likelihood_end = method.grid, method.z_min
 
     def evaluate(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        z = x.new_full((len(x),), t)
+        z = x.new_full((), t).expand(len(x))  # one number: networks embed it once
         vx, vz = call_network(self.net, x, z, self.labels)
         return vx, (implied_vz(vx, z, self.method.gamma) if vz is None else vz)
 

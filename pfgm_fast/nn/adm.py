@@ -106,7 +106,7 @@ class ADM(UNet):
     ) -> Tensor:
         """(B, out, H, W). Raises: ArgumentError for images that do not fit."""
         self.checked(x)
-        embedding = self._embedding(noise, labels, augment)
+        embedding = self._embedding(self.once(noise, labels, augment), labels, augment)
         skips = []
         for layer in self.enc.values():
             x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)

@@ -114,7 +114,7 @@ class NCSNpp(UNet):
     ) -> Tensor:
         """(B, out, H, W). Raises: ArgumentError for images that do not fit."""
         self.checked(x)
-        embedding = self._embedding(noise, labels, augment)
+        embedding = self._embedding(self.once(noise, labels, augment), labels, augment)
         image = x
         skips: list[Tensor] = []
         for name, layer in self.enc.items():

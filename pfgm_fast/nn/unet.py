@@ -49,6 +49,13 @@ class UNet(nn.Module):
         return labels
 
     @staticmethod
+    def once(noise: Tensor, labels: Tensor | None, augment: Tensor | None) -> Tensor:
+        """noise (B,), or its first element (1,) where it is one number expanded over the batch and nothing else tells images apart: then
+        their embedding, and what the blocks make of it, is computed once for all, as in a sampler's step."""
+        shared = labels is None and augment is None and noise.dim() == 1 and noise.stride(0) == 0
+        return noise[:1] if shared else noise
+
+    @staticmethod
     def up(block: UNetBlock, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
         """A block on the way up: beside the features of the same size on the way down, where it takes them."""
         if x.shape[1] != block.channels:
