@@ -101,7 +101,7 @@ def sample(
         noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times
             a draw of the method's perturbation at that time is added. Not with "rk45".
         clip_denoised: What is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
-            dynamic thresholding. None: nothing, beyond what the method itself holds.
+            dynamic thresholding (docs/held-fields.md). None: nothing, beyond what the method itself holds.
         record: Keep the path.
         progress: A tqdm bar.
         cuda_graph: PFGM's Euler steps, network and update, captured once on the device and replayed for each step (no bar then). Where

@@ -44,7 +44,7 @@ class PFGM(Hyperparameters):
         near: Where |ε_z| < near, m ~ U[0, 0.7 M_exp] (restrict_M of the paper), ≥ 0; 0 turns it off.
         data_radius: R > 0, where the data are known to lie within ‖y‖ ≤ R (`from_data` and the trainer take it from the charges), or
             "box", √N, which holds for data in [−1, 1]. A network's field is then held to what such charges can have (`steps`), which
-            does nothing to a good network and rescues a weak one, or few steps. None: it is taken as the network says it.
+            does nothing to a good network and rescues a weak one, or few steps (docs/held-fields.md). None: it is taken as the network says it.
         loss_reduction: One of "mean", "half_sum", "sum": see `Hyperparameters`.
 
     Raises:
