@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import pfgm_fast as pf
+import pfgm_fast.data
 from pfgm_fast.cli import main
-from pfgm_fast.studies.claims import best, ratios
-from pfgm_fast.studies.errors import KINDS, WithError, exact_network
+from pfgm_fast.studies.claims import best, levels, ratios, resolution_of, verdict
+from pfgm_fast.studies.errors import KINDS, UNHELD, ErrorPlan, WithError, exact_network, run_errors
 from pfgm_fast.studies.exact import (
     METHODS,
     ExactPlan,
@@ -18,7 +19,9 @@ from pfgm_fast.studies.exact import (
     ending_at,
     evaluations_for,
     make,
+    plan_for,
 )
+from pfgm_fast.studies.network_error import network_error
 from pfgm_fast.studies.quality import Quality, Target
 
 
@@ -61,6 +64,9 @@ def test_an_error_has_the_strength_and_the_direction_of_its_kind(kind, strength)
         assert torch.equal(vz_out, vz)
     if kind == "direction":
         assert float(cosine.abs().max()) < 1e-3
+    if kind == "independent":
+        assert torch.equal(net(x, torch.ones(400))[0], vx) == (strength == 0), "drawn anew at every call"
+        return
     assert torch.equal(net(x, torch.ones(400))[0], vx), "the same error at every call"
     near = WithError(lambda x, z: (target, vz), 20, kind, strength, seed=1)(x * 1.001, torch.ones(400))[0]
     assert float((near - vx).norm()) <= 0.01 * strength * float(flat.norm()) + 1e-6, "a smooth function of x"
@@ -155,3 +161,56 @@ def test_the_commands_write_their_pages(tmp_path, study, monkeypatch):
         assert f"({name})" in page and (tmp_path / name).stat().st_size > 5000
     rows = (tmp_path / {"exact": "points.jsonl", "errors": "errors.jsonl"}[study]).read_text().splitlines()
     assert all(json.loads(row)["method"] == "pfgm" for row in rows)
+
+
+def test_larger_data_get_smaller_plans():
+    def plan(count, *shape):
+        return plan_for(pf.Charges(torch.zeros(count, *shape, dtype=torch.uint8)))
+
+    digits, mnist, cifar = plan(1797, 1, 8, 8), plan(10_000, 1, 28, 28), plan(20_000, 3, 32, 32)
+    assert digits.methods == METHODS
+    assert digits.samples > mnist.samples > cifar.samples
+    assert {"pfgm", "ve", "vp"} <= set(cifar.methods) and min(
+        len(p.seeds) for p in (digits, mnist, cifar)
+    ) >= 2
+
+
+def test_a_level_that_is_chance_is_not_stated():
+    """The root of the energy distance of 3,000 perfect digits is 0.009: an error of 1% cannot be told from it, whatever the crossing."""
+    resolution = resolution_of([8.1e-5, -8.1e-5])
+    assert resolution == pytest.approx(0.009)
+    assert levels(resolution) == (0.10, 0.03)
+    assert levels(0.2) == (0.10,)
+
+
+def test_an_sde_that_does_not_get_there_bounds_the_ratio():
+    points = [_point(10, 1e-4), _point(5, 1e-1)] + [_point(n, 1e-1, "ve", "ancestral") for n in (10, 200)]
+    assert "no SDE sampler gets there in 200: over 20 times as many" in verdict(points, 0.01)
+
+
+@pytest.mark.parametrize("name", ["pfgm", "pfgmpp-128", "ve", "vp"])
+def test_a_networks_error_is_found_in_the_terms_in_which_errors_are_injected(charges, name):
+    method = make(name, charges)
+    exact = exact_network(method, charges)
+    right = network_error(name, 8, method, exact, charges, 300)
+    assert max(right.relative, right.direction, right.amplitude) < 1e-5
+    smooth = network_error(name, 8, method, WithError(exact, charges.dim, "smooth", 0.1), charges, 300)
+    assert (smooth.low, smooth.relative, smooth.high) == pytest.approx((0.1, 0.1, 0.1), rel=1e-3)
+    turned = network_error(name, 8, method, WithError(exact, charges.dim, "direction", 0.1), charges, 300)
+    assert turned.direction == pytest.approx(0.1, rel=1e-3) and turned.amplitude < 1e-4
+    longer = network_error(name, 8, method, WithError(exact, charges.dim, "amplitude", 0.1), charges, 300)
+    assert longer.direction < 1e-4 < 0.02 < longer.amplitude <= 0.1
+
+
+def test_holding_pfgms_field_rescues_it_from_errors_of_amplitude(tmp_path):
+    """The first report's weak PFGM: ‖E‖ = γn/(1 − n) makes 20% of n, where n is near 1, any length at all."""
+    digits = pf.data.load("digits").charges()
+    plan = ErrorPlan(("pfgm", UNHELD), ("smooth", "amplitude"), (0.0, 0.2), 60, (0,), steps=10)
+    points = run_errors(digits, plan, tmp_path, progress=False)
+    found = {(p.method, p.kind, p.strength): p for p in points}
+    assert len(found) == 8 and len((tmp_path / "errors.jsonl").read_text().splitlines()) == 6
+    held, free = (found[method, "amplitude", 0.2] for method in ("pfgm", UNHELD))
+    assert held.lost == 0 and held.quality.residual < 0.01
+    assert free.lost > 0 or free.quality.residual > 1
+    good = found[UNHELD, "amplitude", 0.0]
+    assert good.quality.residual < 0.01, "the exact field needs no holding"

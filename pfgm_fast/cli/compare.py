@@ -39,8 +39,12 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--studies",
         type=Path,
-        help="folder of exact.md and errors.md of `study`, which the page links to (default: --out)",
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders of `study exact` and `study errors`, whose findings the page takes in",
     )
+    command.add_argument("--page", action="store_true", help="write the page from what stands, and no more")
     command.add_argument("--estimate", action="store_true", help="say how long it will take, and no more")
     add_device(command)
     command.set_defaults(run=run)
@@ -66,18 +70,23 @@ def run(options: argparse.Namespace) -> None:
     if options.seeds:
         given["seeds"] = tuple(range(options.seeds))
     plan = replace(compare.PLANS[name], **given)
+
+    def page(results: list[compare.Result]) -> Path:
+        size = f" --size {options.size}" if options.size else ""
+        command = f"pfgm-fast compare --data {Path(options.data).name}{size} --out {options.out}"
+        return compare.write_report(plan, results, images.name, options.out, options.studies, command)
+
     comparison = compare.Comparison(plan, images, options.data, options.out, device(options))
-    studies = options.out if options.studies is None else options.studies
+    if options.page:
+        print(page(comparison.results()))
+        return
     training, sampling = comparison.costs().of(plan)
     print(
         f"{images.describe()}\nplan {name}: {len(plan.models())} networks, {sum(len(list(plan.points(m))) for m in plan.models())} points "
-        f"of {plan.samples} samples\nin all about {duration(training)} of training and {duration(sampling)} of sampling on this machine",
+        f"of {plan.samples} samples\nin all about {duration(training)} of training and {duration(sampling)} of sampling and measuring on this machine, as busy as it is now",
         flush=True,
     )
     if options.estimate:
         return
-
-    def page(results: list[compare.Result]) -> Path:
-        return compare.write_report(plan, results, images.name, options.out, studies)
 
     print(page(comparison.run(page)))

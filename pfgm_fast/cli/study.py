@@ -156,17 +156,31 @@ def run_memorization(options: argparse.Namespace) -> None:
         write_beside(options.json, json.dumps({"copies": found.fraction, "samples": rows}).encode())
 
 
-def _add_claim(command: Any, samples: int) -> None:
+def _add_claim(command: Any) -> None:
     from pfgm_fast.studies.exact import METHODS
 
     command.add_argument("--data", default="digits", help="digits, or a path to images (default digits)")
-    command.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default all")
     command.add_argument(
-        "--samples", type=positive, default=samples, help=f"a point and seed (default {samples})"
+        "--methods", nargs="+", choices=METHODS, help="default: by the size of the data, all for the digits"
     )
-    command.add_argument("--seeds", type=positive, default=3, help="independent repetitions (default 3)")
+    command.add_argument(
+        "--samples", type=positive, help="a point and seed (default: by the size of the data)"
+    )
+    command.add_argument(
+        "--seeds", type=positive, help="independent repetitions (default: by the size of the data)"
+    )
     command.add_argument("--out", type=Path, default=Path("out/study"), help="folder (default out/study)")
     add_device(command)
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a plan that the command line changes."""
+    fields = {
+        "methods": tuple(options.methods or ()),
+        "samples": options.samples,
+        "seeds": tuple(range(options.seeds or 0)),
+    }
+    return {name: value for name, value in fields.items() if value}
 
 
 def _add_exact(studies: Any) -> None:
@@ -174,12 +188,10 @@ def _add_exact(studies: Any) -> None:
         "exact",
         help="accuracy against evaluations of every method and sampler",
         description="Every method and sampler with the exact field of the data: how many evaluations each needs, and how an ODE deviates "
-        "from its own solution. Writes exact.md with its pictures; can be stopped, and goes on.",
+        "from its own solution. Under half an hour on two cores: the larger the data, the fewer samples and methods. Writes exact.md with its "
+        "pictures; can be stopped, and goes on.",
     )
-    _add_claim(command, 2000)
-    command.add_argument(
-        "--quick", action="store_true", help="fewer steps, for data on which a field takes long"
-    )
+    _add_claim(command)
     command.set_defaults(run=run_exact, shares=True)
 
 
@@ -189,15 +201,12 @@ def run_exact(options: argparse.Namespace) -> None:
     from pfgm_fast import data
     from pfgm_fast.extras import wanted
     from pfgm_fast.studies.claims import write_exact
-    from pfgm_fast.studies.exact import ExactPlan, ExactStudy, small
+    from pfgm_fast.studies.exact import ExactStudy, plan_for
 
     wanted("matplotlib", FIGURES)
     images = data.load(options.data)
-    plan = small(ExactPlan()) if options.quick else ExactPlan()
-    plan = replace(
-        plan, methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))
-    )
     charges = images.charges().to(device(options))
+    plan = replace(plan_for(charges), **_given(options))
     points = ExactStudy(charges, plan, options.out).run()
     if points is None:
         return
@@ -212,7 +221,7 @@ def _add_errors(studies: Any) -> None:
         description="The exact field as network plus a controlled error, relative to the method's own normalised output: smooth, at right "
         "angles, or of the amplitude. Writes errors.md with its picture; can be stopped, and goes on.",
     )
-    _add_claim(command, 1000)
+    _add_claim(command)
     command.set_defaults(run=run_error_study, shares=True)
 
 
@@ -226,9 +235,7 @@ def run_error_study(options: argparse.Namespace) -> None:
 
     wanted("matplotlib", FIGURES)
     images = data.load(options.data)
-    plan = ErrorPlan(
-        methods=tuple(options.methods), samples=options.samples, seeds=tuple(range(options.seeds))
-    )
+    plan = ErrorPlan(**_given(options))
     began = time.perf_counter()
     charges = images.charges().to(device(options))
     points = run_errors(charges, plan, options.out)

@@ -59,7 +59,8 @@ class Figures:
 class Measures:
     """The data's side of every figure, made once: classifier, reference features, distances."""
 
-    def __init__(self, parts: Parts, cache: Path) -> None:
+    def __init__(self, parts: Parts, cache: Path | None) -> None:
+        """cache: of the classifier; None: it is not trained, which costs what a trained one costs."""
         self.parts = parts
         self.classifier, self.accuracy = parts.classifier(cache)
         self.features = self._features(parts.reference.charges().values())

@@ -153,7 +153,15 @@ class Plan:
 
 PLANS = {
     "digits": Plan(
-        steps=2000, batch=64, multipliers=(1, 2), samples=1000, sde=(10, 20, 50, 100, 200, 500), ema=0.995
+        methods=("pfgm", "pfgmpp-1", "edm", "ve", "vp"),
+        steps=1500,
+        batch=64,
+        ema=0.995,
+        multipliers=(1, 2),
+        samples=1000,
+        sample_batch=500,
+        euler=(5, 10, 20, 50),
+        sde=(20, 50, 100, 200),
     ),
     "mnist": Plan(),
     "cifar10": Plan(

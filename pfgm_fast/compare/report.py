@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pfgm_fast.compare import figures
+from pfgm_fast.compare.evidence import Evidence, Finding, between, together
 from pfgm_fast.compare.measures import OUTSIDE, SUSPICIOUS, Figures
 from pfgm_fast.compare.plan import Plan
 from pfgm_fast.compare.results import Result, Trained
@@ -25,61 +26,116 @@ from pfgm_fast.compare.verdicts import (
     unique,
     verdicts,
 )
+from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import write_beside
 from pfgm_fast.studies.claims import TITLES
+from pfgm_fast.studies.network_error import NetworkError
 from pfgm_fast.studies.points import PointFile
 
 PICTURES = ("evaluations.png", "euler.png", "weak.png")
+EXACT_CAVEATS = (
+    "- The exact field draws the training data themselves: what is measured without a network is a sampler, not a generative model.",
+    "- *Error* is the root of the energy distance over the data's own mean distance, *deviation* the distance to the ODE's exact solution on data "
+    "smoothed by half their standard deviation.",
+    "- An injected error has the same strength at every noise level; a network's has not. The sampler is Heun's method with 18 steps for all; "
+    "without an error (strength 0) it has come to its end for all but VE and sub-VP.",
+    "- MNIST here is the 10,000 test images; CIFAR-10 its 50,000 images through JPEG (quality 75).",
+)
 
 
 def write_report(
-    plan: Plan, results: Sequence[Result], described: str, folder: Path, studies: Path | None = None
+    plan: Plan,
+    results: Sequence[Result],
+    described: str,
+    folder: Path,
+    studies: Iterable[Path] = (),
+    command: str = "pfgm-fast compare",
 ) -> Path:
-    """Write report.md and its pictures; returns its path. studies: the folder of exact.md and errors.md, to which the page then links.
+    """Write report.md and its pictures; returns its path. studies: folders of exact.md and errors.md, whose findings the page takes in.
+    command: what made the page.
 
-    Raises: ValueError where there are no results.
+    Without results the page says what is known without a network, and that nothing was trained.
+    Raises: ArgumentError where there is nothing at all to say.
     """
-    if not results:
-        raise ValueError("a report needs at least one result")
     floor = _read(folder / "floor.json")
     real = None if floor is None else Figures(**floor["figures"])
-    figures.fewer_evaluations(folder / PICTURES[0], results, None if real is None else real.frechet)
-    figures.euler_step(folder / PICTURES[1], results)
-    figures.weak_networks(folder / PICTURES[2], results)
+    floor_value = None if real is None else real.frechet
+    evidence = Evidence.read(studies)
+    if not results and not evidence.exact and not evidence.errors:
+        raise ArgumentError("the page needs results, or folders of `study exact` and `study errors`")
+    networks = list(PointFile(folder / "network-errors.jsonl", NetworkError.from_dict).points.values())
+    figures.fewer_evaluations(folder / PICTURES[0], results, floor_value, evidence)
+    figures.euler_step(folder / PICTURES[1], results, evidence)
+    figures.weak_networks(folder / PICTURES[2], results, evidence, networks)
+    if results:
+        figures.samplers(folder / "samplers.png", results, floor_value)
+    found = (evidence.fewer_evaluations(), evidence.euler_step(), evidence.weak_networks())
+    claims = list(zip(verdicts(results), found, PICTURES, strict=True))
     lines = [
-        f"# PFGM against diffusion, trained: {described}",
+        "# PFGM's three claims: fewer evaluations, robust to Euler's step, tolerant of weak networks",
         "",
-        *_head(plan, results, floor, folder),
-        "",
-        *_criterion_line(results),
-        "",
+        "| claim | exact field, no network | trained networks | verdict |",
+        "|---|---|---|---|",
     ]
-    for verdict, picture in zip(verdicts(results), PICTURES, strict=True):
-        lines += [f"## {verdict.title}: {_word(verdict, results)}", "", verdict.sentence, ""]
-        lines += [f"![{verdict.title}]({picture})", ""]
-    lines += [
-        *_links(folder, studies),
-        *_criterion(results),
-        *_caveats(plan, results, folder),
-        *_models(plan, folder),
-        *_points(results, real, floor, folder),
-        *_grids(results, folder),
-    ]
+    for verdict, finding, _ in claims:
+        word = "not studied" if finding is None else finding.word
+        own = _word(verdict, results) if results else "not run"
+        lines.append(f"| {verdict.title} | {word} | {own} | **{_settled(verdict, finding)}** |")
+    lines += ["", *_criterion_line(results, command), ""]
+    for verdict, finding, picture in claims:
+        lines += [
+            f"## {verdict.title}: {_settled(verdict, finding)}",
+            "",
+            f"![{verdict.title}]({picture})",
+            "",
+        ]
+        lines += [] if finding is None else [*finding.lines, ""]
+        if results:
+            lines.append(f"With trained networks, {described}: {verdict.sentence}")
+            lines.append("")
+        if verdict is claims[-1][0]:
+            lines += _network_errors(networks, evidence)
+    if results:
+        lines += [
+            *_head(plan, results, described, floor, folder, command),
+            *_links(folder, evidence),
+            *_criterion(results),
+            *_caveats(plan, results, folder),
+            *_models(plan, folder),
+            *_points(results, real, floor, folder),
+            *_grids(results, folder),
+        ]
+    else:
+        lines += [*_links(folder, evidence), "## Caveats", "", *EXACT_CAVEATS]
     path = folder / "report.md"
     write_beside(path, ("\n".join(lines).rstrip() + "\n").encode())
     return path
+
+
+def _settled(verdict: Verdict, finding: Finding | None) -> str:
+    return verdict.word if finding is None else together([finding.word, verdict.word])
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def _head(plan: Plan, results: Sequence[Result], floor: dict[str, Any] | None, folder: Path) -> list[str]:
+def _head(
+    plan: Plan,
+    results: Sequence[Result],
+    described: str,
+    floor: dict[str, Any] | None,
+    folder: Path,
+    command: str,
+) -> list[str]:
     done = sorted({r.seed for r in results})
     times = _read(folder / "seconds.json")
     count = len({(r.method, r.weak, r.seed) for r in results})
     wanted = len(plan.models())
     lines = [
+        "## Methods",
+        "",
+        f"`{command}` made this page from {described}; `pfgm-fast study exact` and `study errors` made what is said without a network. "
         f"{count} networks: one DDPM++ of the same size (width {plan.width}), updates ({plan.steps} of {plan.batch} images), optimiser and data a "
         f"method, weak ones with half the width and half the updates; {len(done)} seeds of training and sampling; {plan.samples} samples a "
         "point, from the same starts for every sampler of a network, down to the data with the denoising step.",
@@ -99,14 +155,21 @@ def _head(plan: Plan, results: Sequence[Result], floor: dict[str, Any] | None, f
         lines += ["", f"**So far: {count} of {wanted} networks; the comparison goes on.**"]
     lines += [
         "",
-        "What changed against the first report: several seeds; held-out data for the metric and for the classifier; figures of samples as "
-        "they are, not clipped, none replaced where it is not finite; intervals; the denoising step; VE's σ for values in [−1, 1]; "
-        "PFGM++ and EDM; and a criterion of training that is checked before methods are compared.",
+        "What changed against the first report: the exact field and injected errors beside networks; several seeds; held-out data for the "
+        "metric and for the classifier; figures of samples as they are, not clipped, none replaced where it is not finite; intervals; the "
+        "denoising step; VE's σ for values in [−1, 1]; PFGM's field held to the ball of the data; PFGM++ and EDM; and a criterion of "
+        "training that is checked before methods are compared.",
+        "",
     ]
     return lines
 
 
-def _criterion_line(results: Sequence[Result]) -> list[str]:
+def _criterion_line(results: Sequence[Result], command: str) -> list[str]:
+    if not results:
+        return [
+            f"**No network was trained for this page.** `{command}` trains them, on every method alike, checks that they can be compared, and "
+            "makes the page anew; `--estimate` says how long it takes."
+        ]
     good = trained(results)
     failed = [TITLES[m] for m, passed in good.items() if not passed]
     if not failed:
@@ -146,21 +209,45 @@ def _criterion(results: Sequence[Result]) -> list[str]:
     return [*lines, ""]
 
 
-def _links(folder: Path, studies: Path | None) -> list[str]:
+def _links(folder: Path, evidence: Evidence) -> list[str]:
     """Where the same questions are answered without a trained network."""
-    pages = {
-        "exact.md": "accuracy against evaluations with the exact field",
-        "errors.md": "tolerance of controlled errors",
-    }
     lines = ["## Without a network", ""]
-    for name, title in pages.items():
-        path = None if studies is None else studies / name
-        command = f"`pfgm-fast study {name.removesuffix('.md')}`"
-        if path is not None and path.is_file():
-            link = Path(os.path.relpath(path, folder)).as_posix()
-            lines.append(f"- [{title}]({link}), by {command}")
-        else:
-            lines.append(f"- {title}: {command} writes that page; name its folder by `--studies`")
+    for studies, what in (
+        (evidence.exact, "accuracy against evaluations with the exact field"),
+        (evidence.errors, "tolerance of controlled errors"),
+    ):
+        for study in studies:
+            link = Path(os.path.relpath(study.page, folder)).as_posix()
+            lines.append(f"- [{study.data}: {what}]({link})")
+    if not evidence.exact or not evidence.errors:
+        lines.append(
+            "- `pfgm-fast study exact` and `study errors` write such pages; name their folders by `--studies`"
+        )
+    return [*lines, ""]
+
+
+def _network_errors(networks: Sequence[NetworkError], evidence: Evidence) -> list[str]:
+    """How large the trained networks' errors are, and what an injected error of that strength does."""
+    if not networks:
+        return []
+    lines = [
+        "What the trained networks err by, in the same terms (medians over queries of the training distribution, means over the seeds), and "
+        "the error of the distribution that a smooth injected error of this strength makes:",
+        "",
+        "| method | width | error | at right angles | of the amplitude | injected, it makes |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups = dict.fromkeys((figures.method_of(e.key), e.width) for e in networks)
+    for method, width in sorted(groups, key=lambda g: -g[1]):
+        own = [e for e in networks if (figures.method_of(e.key), e.width) == (method, width)]
+        mean = [
+            sum(values) / len(own)
+            for values in zip(*((e.relative, e.direction, e.amplitude) for e in own), strict=True)
+        ]
+        made = ", ".join(between(study, method, mean[0]) for study in evidence.errors)
+        lines.append(
+            f"| {TITLES[method]} | {width} | " + " | ".join(f"{v:.1%}" for v in mean) + f" | {made} |"
+        )
     return [*lines, ""]
 
 
@@ -172,6 +259,7 @@ def _caveats(plan: Plan, results: Sequence[Result], folder: Path) -> list[str]:
     lines = [
         "## Caveats",
         "",
+        *EXACT_CAVEATS,
         "- A ratio is of this network, budget and data; the two pages without a network say what of it is the sampler and what the network.",
         f"- FID* is biased upwards for few samples: here {plan.samples} for every point.",
         f"- {len(lost)} of {len(results)} points lost samples that are not finite; they have no FID* and count as infinite.",
@@ -224,6 +312,8 @@ def _points(
     times = (_read(folder / "seconds.json") or {}).get("seconds", {})
     lines = [
         "## All points",
+        "",
+        "![FID* of every sampler](samplers.png)",
         "",
         "Means over the seeds; FID*'s interval from the least end to the largest. *lost*: samples that are not finite. *energy*: energy distance "
         f"over the data's own mean distance, unbiased. *outside*: share of samples with a value beyond ±{OUTSIDE:g}. *frame*: root mean square "

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import write_beside
 from pfgm_fast.methods import PFGM
 from pfgm_fast.sampling import sample
+from pfgm_fast.studies.network_error import NetworkError, network_error
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.timing import processor
 from pfgm_fast.training import Trainer
@@ -30,19 +32,20 @@ from pfgm_fast.training import Trainer
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one image's update and of one sample's evaluation, by strength (`weak`); of the parts of a plan that are not done yet."""
+    """Seconds of one image's update and of one sample's evaluation, by strength (`weak`), and of a point's figures."""
 
     update: dict[bool, float]
     evaluation: dict[bool, float]
+    figures: float = 0.0
 
     def training(self, plan: Plan, model: Model, done: int = 0) -> float:
         return self.update[model.weak] * plan.batch * (plan.updates(model) - done)
 
     def sampling(self, plan: Plan, point: Point) -> float:
-        return self.evaluation[point.model.weak] * plan.samples * point.evaluations
+        return self.evaluation[point.model.weak] * plan.samples * point.evaluations + self.figures
 
     def of(self, plan: Plan) -> tuple[float, float]:
-        """Seconds of training and of sampling of a whole plan."""
+        """Seconds of training, and of sampling and measuring, of a whole plan."""
         models = plan.models()
         return (
             sum(self.training(plan, m) for m in models),
@@ -66,7 +69,8 @@ class Comparison:
         self.device = torch.device(device)
         self.parts = Parts.of(images, plan.most)
         self.charges = self.parts.train.charges()
-        _same_plan(folder, {**plan.to_dict(), "digest": images.digest})
+        self._bound = json.loads(json.dumps({**plan.to_dict(), "digest": images.digest}))
+        _refuse_other_plan(folder, self._bound)
         self.points = PointFile(folder / "points.jsonl", Result.from_dict)
         self.models = PointFile(folder / "models.jsonl", Trained.from_dict)
         self._measures: Measures | None = None
@@ -83,34 +87,37 @@ class Comparison:
         found = self.points.points
         return [found[p.key] for m in self.plan.models() for p in self.plan.points(m) if p.key in found]
 
-    def costs(self, rounds: int = 3) -> Costs:
-        """Measured now, on networks that are not trained: the least of a few rounds."""
+    def costs(self, updates: int = 8, rounds: int = 3) -> Costs:
+        """Measured now, in a folder of their own: updates of networks as the trainer makes them, evaluations of networks that are not
+        trained, the figures of one point. What else the machine does meanwhile is in them."""
         update, evaluation = {}, {}
         for weak in (False, True):
             model = Model(self.plan.methods[0], weak, 0)
-            trainer = self._trainer(model, self.folder / "no-run")
-            generator = torch.Generator(self.device).manual_seed(0)
-            rows = torch.arange(min(self.plan.batch, len(self.charges)))
-            images = trainer.charges.values(rows.to(self.device))
-            net, method = trainer.net, trainer.method
+            with TemporaryDirectory() as folder:
+                trainer = self._trainer(model, Path(folder))
+                trainer.run(2, progress=False)  # the first ones warm up
+                began = time.perf_counter()
+                trainer.run(2 + updates, progress=False)
+                self._wait()
+                update[weak] = (time.perf_counter() - began) / (updates * self.plan.batch)
+            count = min(self.plan.sample_batch, self.plan.samples)
+            shape, method = (count, *self.parts.train.shape), trainer.method
             times: list[float] = []
             for _ in range(rounds):
                 began = time.perf_counter()
-                method.loss(net, images, rows, trainer.charges, generator).mean().backward()
-                self._wait()
-                times.append((time.perf_counter() - began) / len(rows))
-            update[weak] = min(times)
-            count = min(self.plan.sample_batch, self.plan.samples)
-            times = []
-            for _ in range(rounds):
-                began = time.perf_counter()
-                out = sample(
-                    net, (count, *self.parts.train.shape), "euler", 2, method=method, generator=generator
-                )
+                out = sample(trainer.net, shape, "euler", 2, method=method, seed=0)
                 self._wait()
                 times.append((time.perf_counter() - began) / (count * out.nfe))
-            evaluation[weak] = min(times)
-        return Costs(update, evaluation)
+            evaluation[weak] = median(times)
+        return Costs(update, evaluation, self._seconds_of_figures())
+
+    def _seconds_of_figures(self) -> float:
+        """Of the samples of a point, in the features of a classifier that is not trained."""
+        measures = Measures(self.parts, None)
+        samples = torch.randn(self.plan.samples, *self.parts.train.shape)
+        began = time.perf_counter()
+        measures.figures(samples, samples)
+        return time.perf_counter() - began
 
     def run(self, after_seed: Callable[[list[Result]], object] | None = None) -> list[Result]:
         """Train every model, draw every point of it; returns the results in the plan's order.
@@ -118,6 +125,7 @@ class Comparison:
         after_seed: told what is done after each seed, so that a page stands early. A comparison that is stopped goes on from the last
         checkpoint and the last point.
         """
+        write_beside(self.folder / "plan.json", json.dumps(self._bound, indent=1).encode())
         costs = self.costs()
         total = sum(costs.of(self.plan))
         with tqdm(
@@ -132,6 +140,7 @@ class Comparison:
                     after_seed(self.results())
         self._floor()
         self._seconds()
+        self._network_errors()
         return self.results()
 
     def _model(self, model: Model, costs: Costs) -> None:
@@ -197,6 +206,18 @@ class Comparison:
             facts = {"count": count, "accuracy": self.measures.accuracy, "figures": asdict(figures)}
             write_beside(path, json.dumps(facts).encode())
 
+    def _network_errors(self) -> None:
+        """network-errors.jsonl: of every network against the exact field of its data."""
+        file = PointFile(self.folder / "network-errors.jsonl", NetworkError.from_dict)
+        for model in self.plan.models():
+            file.get(model.key, lambda m=model: self._network_error(m))  # type: ignore[misc]
+
+    def _network_error(self, model: Model) -> NetworkError:
+        trainer = self._trainer(model, self.folder / "runs" / model.key)
+        width = self.plan.network(model, self.parts.train.shape).width
+        net: Any = trainer.ema_network()
+        return network_error(model.key, width, trainer.method, net, trainer.charges)
+
     def _seconds(self, rounds: int = 3) -> None:
         """seconds.json: method → seconds of one sample's evaluation, strong networks of the first seed in turn, medians.
 
@@ -237,19 +258,16 @@ FREE = ("methods", "seeds")
 """What may grow from one start of a comparison to the next."""
 
 
-def _same_plan(folder: Path, plan: dict[str, Any]) -> None:
-    """Write plan.json, or hold the plan to the one that stands there."""
+def _refuse_other_plan(folder: Path, now: dict[str, Any]) -> None:
+    """Raises: ArgumentError where plan.json, which a comparison writes when it begins, is of another one."""
     path = folder / "plan.json"
-    now = json.loads(json.dumps(plan))
-    if path.exists():
-        before = json.loads(path.read_text())
-        found = [
-            f"{name} = {before.get(name)!r}, not {value!r}"
-            for name, value in now.items()
-            if name not in FREE and before.get(name) != value
-        ]
-        if found:
-            raise ArgumentError(
-                f"{folder} holds a comparison with {'; with '.join(found)}: go on with its own plan, or choose another folder"
-            )
-    write_beside(path, json.dumps(now, indent=1).encode())
+    before = json.loads(path.read_text()) if path.exists() else now
+    found = [
+        f"{name} = {before.get(name)!r}, not {value!r}"
+        for name, value in now.items()
+        if name not in FREE and before.get(name) != value
+    ]
+    if found:
+        raise ArgumentError(
+            f"{folder} holds a comparison with {'; with '.join(found)}: go on with its own plan, or choose another folder"
+        )

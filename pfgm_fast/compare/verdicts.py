@@ -6,18 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from pfgm_fast.compare.evidence import CLAIMED, DIFFUSION
 from pfgm_fast.compare.results import Result
 from pfgm_fast.studies.claims import TITLES
 from pfgm_fast.studies.exact import crossing
 
 SLACK = 1.25
 """The level at which evaluations are counted, over the worse of two best FID*: both get there."""
-CLAIMED = 10.0
-"""Times fewer evaluations than SDE samplers: the paper claims 10 to 20."""
 WORST = 0.05
 """Share of samples with a value outside ±1.1, at an ODE's most evaluations, above which a network is not trained: its samplers may agree
 on noise, and FID*, which sees clipped images, has wide intervals there."""
-DIFFUSION = ("ve", "vp", "edm", "subvp")
 
 
 @dataclass(frozen=True)

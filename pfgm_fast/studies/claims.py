@@ -14,8 +14,11 @@ from pfgm_fast.studies.errors import KINDS, ErrorPoint
 from pfgm_fast.studies.exact import ExactPoint, evaluations_for
 
 LEVELS = (0.10, 0.03, 0.01)
+RESOLVED = 2.0
+"""An error is told from chance where it is so many times what perfect samples have."""
 TITLES = {
     "pfgm": "PFGM",
+    "pfgm-unheld": "PFGM, field not held",
     "pfgmpp-1": "PFGM++ D = 1",
     "pfgmpp-128": "PFGM++ D = 128",
     "pfgmpp-2048": "PFGM++ D = 2048",
@@ -68,28 +71,51 @@ def ratios(points: Sequence[ExactPoint], level: float) -> list[tuple[int, float]
     return out
 
 
+def resolution_of(floor: Sequence[float]) -> float:
+    """The error that perfect samples have by chance, from the excess of several draws of them (`Target.floor`)."""
+    return max(1e-12, sum(v * v for v in floor) / len(floor)) ** 0.25
+
+
+def levels(resolution: float) -> tuple[float, ...]:
+    """The `LEVELS` that samples of this resolution tell from chance; the largest always."""
+    return tuple(v for v in LEVELS if v >= RESOLVED * resolution) or LEVELS[:1]
+
+
 def write_exact(folder: Path, points: Sequence[ExactPoint], what: str, samples: int) -> None:
     """exact.md, accuracy.png and steps.png in a folder."""
-    floor = json.loads((folder / "floor.json").read_text())["excess"]
-    resolution = math.sqrt(max(1e-12, sum(v * v for v in floor) / len(floor)))
+    resolution = resolution_of(json.loads((folder / "floor.json").read_text())["excess"])
     _plot_accuracy(folder / "accuracy.png", points, resolution)
     _plot_steps(folder / "steps.png", points)
     write_beside(folder / "exact.md", _exact_page(points, what, samples, resolution).encode())
 
 
-def _verdict(points: Sequence[ExactPoint], level: float) -> str:
+def verdict(points: Sequence[ExactPoint], level: float) -> str:
+    """One sentence: the evaluations of PFGM, of the best SDE sampler and of the best ODE for an error."""
     methods = _unique(p.method for p in points)
     pfgm, how = best(points, level, False, ["pfgm"])
     sde, sde_how = best(points, level, True, methods)
     ode, ode_how = best(points, level, False, methods)
-    if math.isinf(pfgm) or math.isinf(sde):
-        return f"An error of {level:.0%} is not reached by both PFGM and an SDE sampler within the evaluations that were tried."
+    if math.isinf(pfgm):
+        return f"An error of {level:.0%} is not reached by PFGM within the evaluations that were tried."
+    own = f"An error of {level:.0%}: {how} takes {pfgm:.0f} evaluations"
+    if math.isinf(sde):
+        most = max((p.evaluations for p in points if p.solver in STOCHASTIC), default=0)
+        return f"{own}, no SDE sampler gets there in {most}: over {most / pfgm:.0f} times as many."
     each = [ratio for _, ratio in ratios(points, level) if math.isfinite(ratio)]
     between = f" (seed by seed {min(each):.1f} to {max(each):.1f})" if each else ""
     return (
-        f"An error of {level:.0%}: {how} takes {pfgm:.0f} evaluations, the best SDE sampler ({sde_how}) {sde:.0f}: "
+        f"{own}, the best SDE sampler ({sde_how}) {sde:.0f}: "
         f"{sde / pfgm:.1f} times as many{between}. The best ODE of all ({ode_how}) takes {ode:.0f}."
     )
+
+
+def _unresolved(resolution: float) -> list[str]:
+    lost = [f"{level:.0%}" for level in LEVELS if level not in levels(resolution)]
+    if not lost:
+        return []
+    return [
+        f"- {', '.join(lost)}: not told from chance by so many samples; what the table says of it is chance."
+    ]
 
 
 def _exact_page(points: Sequence[ExactPoint], what: str, samples: int, resolution: float) -> str:
@@ -99,12 +125,13 @@ def _exact_page(points: Sequence[ExactPoint], what: str, samples: int, resolutio
         "",
         f"No network: every sampler is given the exact field of the data. {samples} samples a point, {seeds} seeds, "
         f"{sum(p.seconds for p in points) / 60:.0f} minutes of sampling. *Error* is the root of the energy distance between the samples and the data over the data's own "
-        f"mean distance; {samples} perfect samples have {math.sqrt(resolution):.1%} by chance. *Deviation* is an ODE's distance to its own "
+        f"mean distance; {samples} perfect samples have {resolution:.1%} by chance. *Deviation* is an ODE's distance to its own "
         "exact solution, on the data smoothed by half their standard deviation, over the data's spread.",
         "",
         "![Error against evaluations](accuracy.png)",
         "",
-        *(f"- {_verdict(points, level)}" for level in LEVELS),
+        *(f"- {verdict(points, level)}" for level in levels(resolution)),
+        *_unresolved(resolution),
         "",
         "| method | sampler | "
         + " | ".join(f"evaluations for {level:.0%}" for level in LEVELS)
@@ -174,10 +201,10 @@ def _plot_accuracy(path: Path, points: Sequence[ExactPoint], resolution: float) 
     )
     for axis, method in zip(axes.flat, methods, strict=False):
         for solver in _unique(p.solver for p in points if p.method == method):
-            steps, error = _curve(_of(points, method, solver), resolution)
+            steps, error = _curve(_of(points, method, solver), resolution**2)
             style = "--" if solver in STOCHASTIC else "-"
             axis.plot(steps, error, style, marker="o", markersize=3, label=solver)
-        axis.axhspan(0, math.sqrt(resolution), color="0.9")
+        axis.axhspan(0, resolution, color="0.9")
         axis.set(xscale="log", yscale="log", title=TITLES[method])
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, loc="upper right")

@@ -2,14 +2,15 @@
 
 The error is added where a network makes it: to the method's own normalised target (PFGM's v, the raw network F of EDM's
 preconditioning, −ε of the SDEs), with a strength relative to the target's norm, so that the same number means the same quality
-of a network for every method. It is a smooth function of x and the condition, as a network's error is, and the same at every call.
+of a network for every method. It is a smooth function of x and the condition, as a network's error is, and the same at every call; but
+for the kind "independent", which shows what that matters.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -30,8 +31,11 @@ from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.quality import Quality, Target
 from pfgm_fast.world import world
 
-KINDS = ("smooth", "direction", "amplitude")
-"""smooth: any direction; direction: at right angles to the target; amplitude: along it."""
+KINDS = ("smooth", "direction", "amplitude", "independent")
+"""smooth: any direction; direction: at right angles to the target; amplitude: along it; independent: drawn anew at every call, so that
+it averages out over the steps."""
+UNHELD = "pfgm-unheld"
+"""PFGM whose field is not held to the ball of the data (`steps`): what holding it is worth."""
 
 RawNetwork = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -67,7 +71,8 @@ class WithError:
     """A raw network whose output carries an error of norm `strength` times the output's own, for every x and condition.
 
     kind: one of `KINDS`. The error's direction is a unit vector, and the sign of an amplitude's error a number in [−1, 1], both smooth
-    functions of x's direction and the logarithm of its size: random Fourier features, drawn from the seed. strength ≥ 0.
+    functions of x's direction and the logarithm of its size: random Fourier features, drawn from the seed; "independent" is white noise.
+    strength ≥ 0.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class WithError:
         self.into = torch.randn(dim + 1, features, generator=generator)
         self.phase = 2 * math.pi * torch.rand(features, generator=generator)
         self.out = torch.randn(features, dim, generator=generator) / math.sqrt(features)
+        self.generator = generator
 
     def _features(self, flat: Tensor) -> Tensor:
         size = flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
@@ -91,6 +97,8 @@ class WithError:
     def __call__(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         vx, vz = self.net(x, condition)
         flat = vx.flatten(1)
+        if self.kind == "independent":
+            return self._with(vx, torch.randn(flat.shape, generator=self.generator).to(flat)), vz
         features = self._features(x.flatten(1))
         if self.kind == "amplitude":
             factor = 1 + self.strength * torch.tanh(2 * features.mean(1) * math.sqrt(features.shape[1]))
@@ -99,19 +107,24 @@ class WithError:
         if self.kind == "direction":
             along = (error * flat).sum(1, keepdim=True) / flat.square().sum(1, keepdim=True).clamp(min=1e-30)
             error = error - along * flat
+        return self._with(vx, error), vz
+
+    def _with(self, vx: Tensor, error: Tensor) -> Tensor:
+        """v_x and an error (B, N) of the strength's length."""
+        flat = vx.flatten(1)
         error = error / error.norm(dim=1, keepdim=True).clamp(min=1e-30)
-        return (flat + self.strength * flat.norm(dim=1, keepdim=True) * error).view(vx.shape), vz
+        return (flat + self.strength * flat.norm(dim=1, keepdim=True) * error).view(vx.shape)
 
 
 @dataclass(frozen=True)
 class ErrorPlan:
     """Every method with a solver that needs no further steps: Heun with `steps` for the ODEs. samples: for each point and seed."""
 
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = (METHODS[0], UNHELD, *METHODS[1:])
     kinds: tuple[str, ...] = KINDS
-    strengths: tuple[float, ...] = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+    strengths: tuple[float, ...] = (0.0, 0.05, 0.1, 0.2, 0.4)
     samples: int = 1000
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     solver: str = "heun"
     steps: int = 18
 
@@ -149,18 +162,42 @@ def run_errors(
     file = PointFile(folder / "errors.jsonl", ErrorPoint.from_dict)
     target = Target(charges)
     here.wait()  # every rank has read the file to which all append from here on
-    todo = list(product(plan.methods, plan.kinds, plan.strengths, plan.seeds))
+    # Without an error its kind does not matter: that point is measured once, as the first kind's.
+    kinds = {
+        (kind, strength): kind if strength else plan.kinds[0]
+        for kind in plan.kinds
+        for strength in plan.strengths
+    }
+    todo = list(
+        dict.fromkeys(
+            (name, kinds[kind, strength], strength, seed)
+            for name, kind, strength, seed in product(plan.methods, plan.kinds, plan.strengths, plan.seeds)
+        )
+    )
 
     def one(k: int) -> ErrorPoint:
         name, kind, strength, seed = todo[k]
-        measure = partial(_measure, charges, target, name, make(name, charges), kind, strength, seed, plan)
+        measure = partial(_measure, charges, target, name, _made(name, charges), kind, strength, seed, plan)
         point, new = file.get(f"{name}/{kind}/{strength:g}/{seed}", measure)
         if new and progress:
             told = "lost" if point.quality is None else f"error {point.quality.error:.4f}"
             print(f"{point.key}: {told}", flush=True)
         return point
 
-    return here.spread(len(todo), one)
+    found = here.spread(len(todo), one)
+    if found is None:
+        return None
+    by_key = dict(zip(todo, found, strict=True))
+    return [
+        replace(by_key[name, kinds[kind, strength], strength, seed], kind=kind)
+        for name, kind, strength, seed in product(plan.methods, plan.kinds, plan.strengths, plan.seeds)
+    ]
+
+
+def _made(name: str, charges: Charges) -> Method:
+    if name != UNHELD:
+        return make(name, charges)
+    return PFGM.from_data(charges, data_radius=None)
 
 
 def _measure(

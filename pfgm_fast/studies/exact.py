@@ -22,7 +22,6 @@ from pfgm_fast.files import write_beside
 from pfgm_fast.methods import EDM, PFGM, VESDE, VPSDE, Method, PFGMpp, SubVPSDE
 from pfgm_fast.methods.sde import SDE
 from pfgm_fast.sampling import sample
-from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.quality import Quality, Target
 from pfgm_fast.world import world
@@ -30,8 +29,6 @@ from pfgm_fast.world import world
 METHODS = ("pfgm", "pfgmpp-1", "pfgmpp-128", "pfgmpp-2048", "edm", "ve", "vp", "subvp")
 ODES = ("euler", "heun", "dpm_solver++")
 SDES = ("reverse_diffusion", "ancestral", "predictor_corrector")
-REFERENCE_STEPS = 256
-"""Heun's steps of an ODE's own exact solution: its error falls with their square, to about 1e-5 of the data's spread."""
 
 
 def make(name: str, charges: Charges) -> Method:
@@ -55,8 +52,10 @@ def ending_at(method: Method, sigma: float) -> Method:
 @dataclass(frozen=True)
 class ExactPlan:
     """samples: drawn for each point and seed. seeds: independent repetitions, for the error bars. ode_steps, sde_steps: in rising order;
-    a sampler's further steps are left out once two in a row are within `enough` (error), or cost over `most` evaluations. smoothing: the noise level, in units of the
-    data's standard deviation, at which an ODE's deviation is measured: further down it only decides between single charges."""
+    a sampler's further steps are left out once two in a row are within `enough` (error), or cost over `most` evaluations.
+    deviations: the ODE solvers whose deviation is measured. smoothing: the noise level, in units of the data's standard deviation,
+    at which it is: further down it only decides between single charges. reference: Heun's steps of an ODE's own exact
+    solution, whose error falls with their square (256: to about 1e-5 of the data's spread)."""
 
     methods: tuple[str, ...] = METHODS
     samples: int = 2000
@@ -65,7 +64,9 @@ class ExactPlan:
     sde_steps: tuple[int, ...] = (5, 10, 20, 50, 100, 200, 500, 1000)
     enough: float = 0.01
     most: int = 1000
+    deviations: tuple[str, ...] = ODES
     smoothing: float = 0.5
+    reference: int = 256
     batch: int = 1000
 
     def samplers(self, method: str) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -164,7 +165,7 @@ class ExactStudy:
         x, evaluations = self._draw(method, solver, steps, seed)
         seconds = time.perf_counter() - began
         deviation = None
-        if solver not in STOCHASTIC:
+        if solver in self.plan.deviations:
             exact = self._solution(name, method, seed)
             x_smooth = self._draw(self._smooth(method), solver, steps, seed, denoise=False)[0]
             spread = math.sqrt(float(self.charges.sq_norms.mean()))
@@ -196,7 +197,7 @@ class ExactStudy:
         """Where the exact flow ends on the smoothed data from the starts of this seed."""
         if (name, seed) not in self._solutions:
             self._solutions[name, seed] = self._draw(
-                self._smooth(method), "heun", REFERENCE_STEPS, seed, denoise=False
+                self._smooth(method), "heun", self.plan.reference, seed, denoise=False
             )[0]
         return self._solutions[name, seed]
 
@@ -227,12 +228,28 @@ def crossing(curve: Sequence[tuple[int, float]], wanted: float) -> float:
     return low * (high / low) ** share
 
 
-def small(plan: ExactPlan) -> ExactPlan:
-    """The same plan for data on which a field takes long: fewer samples and steps."""
-    return replace(
-        plan,
-        samples=1000,
-        seeds=(0, 1),
-        ode_steps=(3, 5, 10, 18, 50),
-        sde_steps=(5, 10, 20, 50, 100, 200, 500),
-    )
+MEDIUM = ExactPlan(
+    methods=("pfgm", "pfgmpp-128", "edm", "ve", "vp"),
+    samples=400,
+    seeds=(0, 1),
+    ode_steps=(5, 10, 18, 35),
+    sde_steps=(10, 20, 50, 100, 200),
+    enough=0.03,
+    deviations=("euler",),
+    reference=64,
+)
+LARGE = replace(
+    MEDIUM,
+    methods=("pfgm", "pfgmpp-2048", "ve", "vp"),
+    samples=100,
+    ode_steps=(5, 10, 18),
+    sde_steps=(10, 20, 50, 100, 200),
+    enough=0.05,
+    reference=32,
+)
+
+
+def plan_for(charges: Charges) -> ExactPlan:
+    """What two cores do in under half an hour: the whole plan on data like the digits, less on MNIST, least on all of CIFAR-10."""
+    values = len(charges) * charges.dim
+    return ExactPlan() if values < 2_000_000 else MEDIUM if values < 50_000_000 else LARGE

@@ -21,12 +21,12 @@ P = TypeVar("P", bound=Point)
 
 
 class PointFile(Generic[P]):
-    """Points by their key. A line that was cut off while it was written is dropped, from the file too."""
+    """Points by their key. A line that was cut off while it was written is dropped, from the file too. The folder is made with the first
+    point."""
 
     def __init__(self, path: Path, from_dict: Callable[[dict[str, Any]], P]) -> None:
         self.path = path
         self.points: dict[str, P] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
         for line in lines:
             try:
@@ -43,6 +43,7 @@ class PointFile(Generic[P]):
         if key in self.points:
             return self.points[key], False
         self.points[key] = point = measure()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(point.to_dict(), allow_nan=False) + "\n")
         return point, True

@@ -54,10 +54,16 @@ class Target:
         # Of more charges an even selection stands for all, in the distances alone.
         self.points = charges.values(slice(0, None, step)).flatten(1).float()
         self.spread = _mean_distance(self.points, self.points)
-        self.group = _groups(self.points_of_all(), max(2, math.isqrt(groups)))
+        self.group = _groups(self._places(), max(2, math.isqrt(groups)))
 
-    def points_of_all(self) -> Tensor:
-        return torch.cat([self.charges.values(part).flatten(1).float() for part in self.charges.blocks()])
+    def _places(self) -> Tensor:
+        """(M, 2): all charges along the two principal axes of `points`."""
+        mean = self.points.mean(0)
+        with torch.random.fork_rng(devices=[]):  # the method is randomised
+            torch.manual_seed(0)
+            _, _, axes = torch.pca_lowrank(self.points - mean, min(2, self.points.shape[1]), center=False)
+        parts = (self.charges.values(part).flatten(1).float() for part in self.charges.blocks())
+        return torch.cat([(part - mean) @ axes for part in parts])
 
     def quality(self, samples: Tensor) -> Quality:
         """Of samples (n, *shape), finite, n ≥ 2. Raises: ArgumentError for samples that are not finite."""
@@ -88,12 +94,9 @@ class Target:
         return out
 
 
-def _groups(points: Tensor, side: int) -> Tensor:
-    """(M,) int64: side × side groups of equal size, quantiles of the first principal axis and, within each, of the second."""
-    centered = points - points.mean(0)
-    _, _, axes = torch.pca_lowrank(centered, min(2, centered.shape[1]), center=False)
-    place = centered @ axes
-    first = place[:, 0].argsort().argsort() * side // len(points)
+def _groups(place: Tensor, side: int) -> Tensor:
+    """(M,) int64: side × side groups of equal size of places (M, 2): quantiles of the first axis and, within each, of the second."""
+    first = place[:, 0].argsort().argsort() * side // len(place)
     group = torch.zeros_like(first)
     for k in range(side):
         rows = (first == k).nonzero().flatten()
