@@ -84,20 +84,17 @@ def demo() -> list[str]:
     ]
 
 
-def mnist() -> list[str]:
-    report = REPORTS / "mnist" / "report.md"
-    finding = next(line for line in report.read_text().splitlines() if line.startswith("**"))
+def claims() -> list[str]:
     return [
-        finding,
+        *_table(REPORTS / "claims" / "report.md"),
         "",
-        "![Quality against evaluations](docs/reports/mnist/quality-evaluations.png)",
+        "![Error against evaluations, exact field](docs/reports/claims/evaluations.png)",
         "",
-        "[The report](docs/reports/mnist/report.md) has all points, times, step robustness, weak networks and sample grids; "
-        "[how to read it](docs/reports/mnist/README.md) says what was found, and why.",
+        "[The report](docs/reports/claims/report.md) has a picture and the numbers of each claim, what was not run, and the caveats.",
     ]
 
 
-BLOCKS = {"cpu": cpu, "demo": demo, "mnist": mnist}
+BLOCKS = {"cpu": cpu, "demo": demo, "claims": claims}
 
 
 def written(text: str) -> str:

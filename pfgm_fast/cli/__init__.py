@@ -18,7 +18,7 @@ examples
   pfgm-fast sample runs/cifar --count 64 --solver heun --steps 20 --out samples.png
   pfgm-fast evaluate runs/cifar --count 2048
   torchrun --nproc-per-node 8 -m pfgm_fast train …   the same on 8 processes; also sample, evaluate, study
-  pfgm-fast compare --data mnist-folder --out reports/mnist
+  pfgm-fast compare --data mnist-folder --size 16 --out reports/mnist
   pfgm-fast bench --charges 4096 --dim 3072          the field kernel against the alternatives, here
   pfgm-fast selftest                                 is what is installed right? two minutes at most
   pfgm-fast info                                     what was built, what runs where, and why not
