@@ -24,7 +24,7 @@ from pfgm_fast.studies.optimal_loss import edm_weight, optimal_loss
 from pfgm_fast.training import RunConfig, Trainer, load_network, loss_picture
 from pfgm_fast.training.log import read
 from pfgm_fast.training.networks import build
-from pfgm_fast.training.optimal import Perfect
+from pfgm_fast.training.optimal import OptimalLoss, Perfect
 
 RECIPES = [name for name, config in PRESETS.items() if config.preconditioning is not None]
 PUBLISHED = {  # images, batch, lr, dropout, augmentation, half-life, D, network
@@ -264,6 +264,26 @@ def test_a_perfect_network_has_the_studys_optimal_loss(aug_dim: float) -> None:
     error = float(losses.std()) / math.sqrt(len(losses))
     assert expected > 10 * error  # something is there to be measured
     assert abs(float(losses.mean()) - expected) < 4 * error + 0.05 * expected
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 5)], ids=str)
+def test_nothing_is_left_to_learn_for_a_perfect_network(rows: slice) -> None:
+    """Its loss is measured on the draws, the rows and the augmentation of the update, so the difference is 0, not noise about 0."""
+    charges = pictures().charges(labels=True)
+    method, index = EDM(stable=False, P_mean=1.0), torch.arange(8)
+    drawn = AugmentPipe(0.5).draw(8, torch.Generator().manual_seed(3))
+    perfect = Perfect(charges)
+    perfect.augmentation = drawn.rows(rows)
+    generator = torch.Generator().manual_seed(4)
+    given = (charges.values(index), index, charges)
+    labels = charges.labels[index] if charges.labels is not None else None
+    state = generator.get_state()
+    losses = method.loss(perfect, *given, generator, labels, rows, drawn)
+    measured = OptimalLoss(method, lambda total: total)
+    measured.measure(charges, state, losses, *given, labels, rows=rows, augmentation=drawn)
+    best, left = measured.take() or (0.0, 1.0)
+    assert left == 0 and best == pytest.approx(float(losses.sum()) / 8) and best > 0
+    assert measured.take() is None
 
 
 @pytest.mark.parametrize("stable", [False, True])

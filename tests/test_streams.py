@@ -103,6 +103,8 @@ def test_the_reservoir_holds_what_comes_next_in_the_endless_order() -> None:
         assert sorted(charges.data[:, 0, 0, 0].tolist()) == sorted(expected.tolist())
         assert charges.labels is not None and torch.equal(charges.labels, charges.data[:, 0, 0, 0].long() % 3)
         fresh = Charges(charges.data.clone(), labels=charges.labels.clone())  # nothing in it is out of date
+        norms = (charges.values(dtype=torch.float64).flatten(1) - charges.center).square().sum(1)
+        torch.testing.assert_close(charges.sq_norms, norms)  # what kernels of large N take them for
         x = torch.randn(3, 1, 4, 4)
         for labels in (None, charges.labels[:3]):
             mine, theirs = (pf.posterior_mean(x, 0.7, c, 8.0, labels=labels) for c in (charges, fresh))

@@ -178,6 +178,9 @@ def header(trainer: Any) -> list[str]:
 
     config, images = trainer.config, trainer.images
     network, train = config.network, config.train
+    kind = type(trainer.net).__name__
+    if config.preconditioning is not None and config.own_network is None:
+        kind = f"{type(trainer.net.model).__name__} as a denoiser ({config.preconditioning})"
     parameters = sum(p.numel() for p in trainer.net.parameters())
     labels = "no labels"
     if images.labels is not None:
@@ -188,7 +191,7 @@ def header(trainer: Any) -> list[str]:
         f"data      {config.dataset.description}" + (", and their mirror images" if train.flip else ""),
         *(f"          {note}" for note in images.notes),
         f"labels    {labels}",
-        f"network   {type(trainer.net).__name__}, width {network.width} × {network.multipliers}, {network.blocks} blocks a level, "
+        f"network   {kind}, width {network.width} × {network.multipliers}, {network.blocks} blocks a level, "
         f"attention at {network.attention}, {parameters / 1e6:.2f} M parameters",
         f"method    {trainer.method}",
         f"training  {train.steps:,} updates of {train.batch} in {train.precision} on {trainer.device}, "
