@@ -58,7 +58,7 @@ def test_first_product(
 
     def ours() -> None:
         if kind == "digit":
-            library.product_digits(at(digits), at(charges), *sizes, at(out))
+            library.distance_gemm_digits(at(digits), at(charges), *sizes, at(out))
         else:
             library.product(at(x), at(charges), int(kind == "uint8"), *sizes, at(out))
 

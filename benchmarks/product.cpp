@@ -86,7 +86,9 @@ void distance_gemm_digits(const int8_t* x, const void* charges, long rows, long 
   const pfgm::ChargeView of{charges, true, dim, 127.5f, -1.0f, 1 / 127.5f, nullptr};
   const long tiles = (count + k.tile_charges - 1) / k.tile_charges, stride = tiles * k.tile_charges;
   std::vector<int32_t> packed((rows + k.tile_rows) * ((dim + 3) / 4));
-  k.pack_digits(x, rows, dim, packed.data());
+  std::vector<const int8_t*> digits(rows);
+  for (long i = 0; i < rows; ++i) digits[i] = x + i * dim;
+  k.pack_digits(digits.data(), rows, dim, packed.data());
 #pragma omp parallel
   {
     std::vector<int32_t> scratch(k.digit_scratch(rows));
