@@ -100,13 +100,13 @@ def write_report(
             *_head(plan, results, described, floor, folder, command),
             *_links(folder, evidence),
             *_criterion(results),
-            *_caveats(plan, results, folder),
+            *_caveats(plan, results, folder, evidence),
             *_models(plan, folder),
             *_points(results, real, floor, folder),
             *_grids(results, folder),
         ]
     else:
-        lines += [*_links(folder, evidence), "## Caveats", "", *EXACT_CAVEATS]
+        lines += [*_links(folder, evidence), "## Caveats", "", *EXACT_CAVEATS, *_studied(evidence)]
     path = folder / "report.md"
     write_beside(path, ("\n".join(lines).rstrip() + "\n").encode())
     return path
@@ -251,7 +251,16 @@ def _network_errors(networks: Sequence[NetworkError], evidence: Evidence) -> lis
     return [*lines, ""]
 
 
-def _caveats(plan: Plan, results: Sequence[Result], folder: Path) -> list[str]:
+def _studied(evidence: Evidence) -> list[str]:
+    """Of what data which methods had the exact field: the larger, the fewer."""
+    return [
+        f"- Exact field, {study.data}: {', '.join(TITLES[m] for m in unique(p.method for p in study.points))} were run; perfect samples have an "
+        f"error of {study.resolution:.1%} by chance."
+        for study in evidence.exact
+    ]
+
+
+def _caveats(plan: Plan, results: Sequence[Result], folder: Path, evidence: Evidence) -> list[str]:
     strong = [r for r in results if not r.weak]
     lost = [r for r in results if r.figures.lost]
     suspicious = [r for r in strong if (r.figures.start or 0.0) > SUSPICIOUS]
@@ -260,6 +269,7 @@ def _caveats(plan: Plan, results: Sequence[Result], folder: Path) -> list[str]:
         "## Caveats",
         "",
         *EXACT_CAVEATS,
+        *_studied(evidence),
         "- A ratio is of this network, budget and data; the two pages without a network say what of it is the sampler and what the network.",
         f"- FID* is biased upwards for few samples: here {plan.samples} for every point.",
         f"- {len(lost)} of {len(results)} points lost samples that are not finite; they have no FID* and count as infinite.",
