@@ -11,6 +11,7 @@ from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast.nn.layers import GroupNormSiLU, group_norm
+from pfgm_fast.ops import dispatch
 from pfgm_fast.ops.dispatch import status
 
 BACKENDS = [name for name in ("reference", "cpu") if status()[name] == "ok"]
@@ -183,3 +184,14 @@ def test_compiles_whole_in_both_layouts() -> None:
         assert got.stride() == expected.stride()
         grads = [torch.autograd.grad(y.square().sum(), x)[0] for y in (got, expected)]
         torch.testing.assert_close(*grads)
+
+
+def test_a_network_runs_on_devices_without_kernels() -> None:
+    """The reference serves where the table lists no backend; operators of charges are refused there."""
+
+    class Elsewhere:
+        device, dtype = torch.device("mps"), torch.float32
+
+    answers = dispatch._asked("group_norm_silu", "auto", Elsewhere(), None)  # type: ignore[arg-type]
+    assert answers == {"reference": None}
+    assert dispatch._asked("poisson_field", "auto", Elsewhere(), None) == {}  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ import pfgm_fast
 
 PACKAGE = Path(pfgm_fast.__file__).resolve().parent
 LAYERS = (
-    ("errors", "_version", "seeds", "special", "precision", "timing", "files", "extras", "ops.schema"),
-    ("backends", "checks"),
+    ("errors", "_version", "special", "precision", "timing", "files", "extras", "ops.schema"),
+    ("backends", "checks", "seeds"),
     ("ops",),
     (
         "byte_codes",

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from pfgm_fast.checks import has_tangent
 from pfgm_fast.errors import ArgumentError, BackendError, DerivativeError
 from pfgm_fast.ops import first_use
-from pfgm_fast.ops.schema import FIELD_OPERATORS, REFERENCE_ONLY, Query, function_name
+from pfgm_fast.ops.schema import FIELD_OPERATORS, NETWORK_OPERATORS, REFERENCE_ONLY, Query, function_name
 
 TABLE: dict[str, tuple[str, ...]] = {
     "cpu": ("cpu", "reference"),
@@ -130,7 +130,8 @@ def choose(op: str, x: Tensor, charges: Tensor | None) -> Any:
 def _asked(op: str, wanted: str, x: Tensor, charges: Tensor | None) -> dict[str, str | None]:
     """Backends in the order in which they are asked, each with its refusal; the last one serves where that is None."""
     answers: dict[str, str | None] = {}
-    for name in TABLE.get(x.device.type, ()) if wanted == "auto" else (wanted,):
+    elsewhere = ("reference",) if op in NETWORK_OPERATORS else ()  # a network runs wherever PyTorch does
+    for name in TABLE.get(x.device.type, elsewhere) if wanted == "auto" else (wanted,):
         answers[name] = _refusal(name, op, x, charges)
         if answers[name] is None:
             break
