@@ -260,7 +260,7 @@ def test_seeds_are_checked() -> None:
         ({"seed": 1, "seeds": [1, 2]}, "one of generator, seed and seeds"),
         ({"seed": 1, "generator": torch.Generator()}, "one of generator, seed and seeds"),
         ({"seeds": [1]}, "one for each image"),
-        ({"seeds": [1, -2]}, "integers in"),
+        ({"seeds": [1, -2]}, "seeds must be an integer ≥ 0"),
         ({"seed": -1}, "seed must be an integer ≥ 0"),
         ({"seed": 1.5}, "seed must be an integer ≥ 0"),
     ):
