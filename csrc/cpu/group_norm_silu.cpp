@@ -1,5 +1,5 @@
-// group_norm_silu: the driver of kernels/group_norm.inl's forward. Channels' moments are joined in double, by their
-// means and the squares about them, so nothing is lost where a mean is large.
+// group_norm_silu: the driver of kernels/group_norm.inl's forward. Channels' moments are joined in double, by
+// their means and the squares about them, so nothing is lost where a mean is large.
 #include <cmath>
 #include <tuple>
 

@@ -61,6 +61,4 @@ std::tuple<Tensor, Tensor> group_norm_silu_backward(const Tensor& dy, const Tens
 }  // namespace
 }  // namespace pfgm
 
-PFGM_LIBRARY_IMPL(m) {
-  m.impl("group_norm_silu_backward", TORCH_BOX(&pfgm::group_norm_silu_backward));
-}
+PFGM_LIBRARY_IMPL(m) { m.impl("group_norm_silu_backward", TORCH_BOX(&pfgm::group_norm_silu_backward)); }

@@ -18,8 +18,7 @@ inline void write(float* p, Vector v) { store(p, v); }
 inline void write(uint16_t* p, Vector v) {
   const Whole bits = (Whole)v;
   const Whole rounded = ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) & 0xffff;
-  *reinterpret_cast<UnalignedHalf*>(p) =
-      __builtin_convertvector(v == v ? rounded : all_whole(0x7fc0), Half);
+  *reinterpret_cast<UnalignedHalf*>(p) = __builtin_convertvector(v == v ? rounded : all_whole(0x7fc0), Half);
 }
 inline float number(float v) { return v; }
 inline float number(uint16_t v) {

@@ -57,13 +57,15 @@ struct WeightDigits {
   const float* steps;
 };
 
-/// Some channels of one image, (channels, pixels) or, channels last, (pixels, channels), and what is done to them.
+/// Some channels of one image, (channels, pixels) or, channels last, (pixels, channels), and what is done to
+/// them.
 struct NormView {
   bool bfloat, channels_last, silu;
   int64_t channels, pixels, stride;  // stride: of the outer of the two
 };
 
-/// Numbers of each channel, (channels): x̂ = (x + shift) rstd, z = gain x̂ + bias; first, second: of the backward.
+/// Numbers of each channel, (channels): x̂ = (x + shift) rstd, z = gain x̂ + bias; first, second: of the
+/// backward.
 struct NormChannels {
   const float *shift, *rstd, *gain, *bias, *first, *second;
 };
