@@ -474,7 +474,7 @@ def test_what_is_no_number() -> None:
     for call, message in (
         (lambda: pf.posterior_mean(x, True, charges), "r must be a number, finite and > 0; got True"),
         (lambda: pf.posterior_mean(x, "1", charges), "r must be a number, finite and > 0; got '1'"),
-        (lambda: pf.posterior_mean(x, None, charges), "r must be a number, finite and > 0; got None"),
+        (lambda: pf.posterior_mean(x, None, charges), "give one of r and sigma"),
         (
             lambda: pf.posterior_mean(x, 1.0, charges, True),
             "aug_dim (D) must be a number in (0, inf]; got True",

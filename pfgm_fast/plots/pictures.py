@@ -113,7 +113,7 @@ def loss_curve(
         steps: Updates, ≥ 0.
         losses: Of each of the steps.
         path: Of the PNG.
-        measured: (update, a perfect network's loss, the excess of the trained one's over it) where they were measured
+        measured: (update ≥ 0, a perfect network's loss, the excess of the trained one's over it) where they were measured
             (`training.optimal`); drawn beside.
 
     Raises:
