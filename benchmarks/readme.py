@@ -31,7 +31,7 @@ def cpu() -> list[str]:
         f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}: `make bench`, one interleaved run, medians; all tables in "
         "[benchmarks/results/cpu.md](benchmarks/results/cpu.md). The field of M charges at B queries of the training distribution, against "
         "the quickest exact peer of each case: Gram (the best plain PyTorch: two products of BLAS, in place), the same by JAX's jit, or where D = ∞ PyTorch's attention; "
-        "none of them is accurate (last column). What would take more than half of the free memory does not fit.",
+        "the last column has Gram's errors. What would take more than half of the free memory does not fit.",
         "",
         "| B × M × N | charges | time | against the best exact peer (bar) | against the authors' formula | error | Gram's error |",
         "|---|---|---|---|---|---|---|",
