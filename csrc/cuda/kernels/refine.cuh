@@ -14,7 +14,7 @@
 #pragma once
 
 #include "distance_gemm.cuh"
-#include "weights.cuh"
+#include "weight_function.cuh"
 
 namespace pfgm {
 

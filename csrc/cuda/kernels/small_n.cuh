@@ -10,7 +10,7 @@
 #pragma once
 
 #include "../device.h"
-#include "weights.cuh"
+#include "weight_function.cuh"
 
 namespace pfgm {
 
