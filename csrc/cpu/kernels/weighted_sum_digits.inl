@@ -77,7 +77,7 @@ inline void pack_charge_quads(const ChargeView& charges, int64_t count, int64_t 
       if (j < count) std::memcpy(copies[b], rows[b], used);
       rows[b] = copies[b];
     }
-    Whole quads[4];
+    Whole quads[4] = {};
     interleave_rows(rows, quads);
     for (int m = 0; m < 4; ++m) store_whole(panel + m * kWidth, quads[m] ^ sign);
   }
