@@ -39,8 +39,8 @@ class Tile:
         return self.threads // LANES
 
 
-SWEEP = {4: Tile(1, 4096, 512), 8: Tile(1, 2048, 512)}
-"""Size of a number → what a program of `sweep_kernel` takes at a time."""
+SWEEP_THREADS = 512
+"""Threads of a program of `sweep_kernel`; each may have 128 registers."""
 SEGMENT = Tile(1, 4096, 256)
 """What a program of `square_kernel` or `segment_kernel` takes in all."""
 
@@ -58,6 +58,14 @@ def row_tile(dim: int, words: int) -> Tile | None:
     if block > LONGEST or block // threads * words > 64:
         return None
     return Tile(1, block, threads)
+
+
+def sweep_tile(words: int, sums: int) -> Tile:
+    """What a program of `sweep_kernel` takes at a time. words: as above, of one array; sums: that it forms at once.
+
+    8 elements a thread; 4 where each takes two registers, or has several sums beside it.
+    """
+    return Tile(1, SWEEP_THREADS * (8 if words == sums == 1 else 4), SWEEP_THREADS)
 
 
 def _stride(z: Tensor | None) -> int:
@@ -83,7 +91,7 @@ def _launch(
     normalize: bool = False,
     radius: float | None = None,  # of the charges, with x
 ) -> None:
-    """Writes out = [x +] a v [+ b v'] [+ c x], and vz where `normalize`, as `step_kernels.factors` has a, b and c."""
+    """Writes out = [x +] a v [+ b v'] [+ c x], and vz where `normalize`, as `step_factors.factors` has a, b and c."""
     count, dim = v.shape
     if count == 0:
         return
@@ -110,20 +118,21 @@ def _launch(
             f"{kernel.__name__}-{tile.block}", kernel, lambda _: programs, merged, constants, tile.warps, 1
         ).run()
 
+    sums = (3 if bounded else 1) * (1 if v_next is None else 2)
+
     with device_guard(out):
         tile = row_tile(dim, words)
         if tile is not None:
             programs = cdiv(count, tile.rows)
             run(step_kernels.row_kernel, tile, programs, arrays, rule, {"rows": count}, ROWS=tile.rows)
         elif count >= configs.of_device(out.device)[1]:  # enough to fill the device
-            run(step_kernels.sweep_kernel, SWEEP[out.element_size()], count, arrays, rule)
+            run(step_kernels.sweep_kernel, sweep_tile(out.element_size() // 4, sums), count, arrays, rule)
         else:
             segments = cdiv(dim, SEGMENT.block)
-            kinds = (3 if bounded else 1) * (1 if v_next is None else 2)
-            sums = {"partial": out.new_empty((kinds, count, segments)), "rows": count}
+            partial = {"partial": out.new_empty((sums, count, segments)), "rows": count}
             read = {"x": arrays["x"] if bounded else None, **vectors}
-            run(step_kernels.square_kernel, SEGMENT, count * segments, read, sums)
-            run(step_kernels.segment_kernel, SEGMENT, count * segments, arrays, rule, sums)
+            run(step_kernels.square_kernel, SEGMENT, count * segments, read, partial)
+            run(step_kernels.segment_kernel, SEGMENT, count * segments, arrays, rule, partial)
 
 
 def normalize_field(field: Tensor, r: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
