@@ -313,7 +313,7 @@ PARTS = (
         "memcheck", 30, 55, sanitizer("memcheck"), "compute-sanitizer, this package's kernels on small shapes"
     ),
     Part("cuda", 45, 75, tests("not triton and not hopper", 1, 30), "tests/gpu with the CUDA backend"),
-    Part("triton", 55, 75, tests("triton and not hopper", 4, 45), "tests/gpu with the Triton backend"),
+    Part("triton", 55, 75, tests("triton and not hopper", 10, 45), "tests/gpu with the Triton backend"),
     Part("hopper", 12, 25, tests("hopper", 1, 20), "Hopper's own path, against the default to the bit"),
     Part("selftest", 35, 50, selftest, "pfgm-fast selftest"),
     Part("bench", 60, 80, bench, "benchmarks.gpu"),

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,20 +28,24 @@ def refuses(op: str, x: Tensor, charges: Tensor | None) -> str | None:
     return None
 
 
-def byte_values(divisor: float, offset: float, dtype: torch.dtype) -> Tensor:
-    """(256,) on the CPU: `byte / divisor + offset`, each operation rounded to dtype.
+def byte_values(
+    divisor: float, offset: float, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> Tensor:
+    """(256,) on the device: `byte / divisor + offset`, each operation rounded to dtype; float32 where that is a half.
 
-    By NumPy: PyTorch on a GPU divides by a Python number through its reciprocal, and 111 of the 256 values differ.
+    By a tensor: PyTorch on a GPU divides by a Python number through its reciprocal, and 111 of the 256 values differ. Made on the
+    device, not copied to it: a copy cannot be captured in a CUDA graph.
     """
-    kind: Any = np.float64 if dtype == torch.float64 else np.float32
-    return torch.from_numpy(np.arange(256, dtype=kind) / kind(divisor) + kind(offset))
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    byte = torch.arange(256, dtype=kind, device=device)
+    return byte / torch.full_like(byte, divisor) + offset
 
 
 def decode(charges: Tensor, divisor: float, offset: float, dtype: torch.dtype) -> Tensor:
     """The values of charges in dtype; a byte's is looked up in `byte_values`, the same on every device."""
     if charges.dtype != torch.uint8:
         return charges.to(dtype)
-    return byte_values(divisor, offset, dtype).to(charges.device)[charges.int()]
+    return byte_values(divisor, offset, dtype, charges.device)[charges.int()]
 
 
 def chunks(

@@ -176,12 +176,14 @@ def quiet(device: torch.device) -> Iterator[None]:
             yield
             return
         mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("default")
+        if mode:  # setting it warns, even to what it is
+            torch.cuda.set_sync_debug_mode("default")
         try:
             with torch.cuda.device(device):
                 yield
         finally:
-            torch.cuda.set_sync_debug_mode(mode)
+            if mode:
+                torch.cuda.set_sync_debug_mode(mode)
 
 
 # ---- at first use --------------------------------------------------------------------------------------------------------
