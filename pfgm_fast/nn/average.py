@@ -1,4 +1,4 @@
-"""EMA: the moving average of a network's weights by half-life, with a ramp-up (EDM, arXiv 2206.00364, appendix F.2)."""
+"""Moving averages of a network's weights, and EMA: by half-life, with a ramp-up (EDM, arXiv 2206.00364, appendix F.2)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,24 @@ def ema_decay(batch: int, seen: int, half_life: float, ramp_up: float | None = 0
     return 0.5 ** (batch / half_life) if half_life > 0 else 0.0
 
 
-class EMA(nn.Module):
-    """`ema.update(net, batch)` after every update; `ema.module` is the averaged network. Buffers are copied, not averaged.
+class WeightAverage(nn.Module):
+    """A copy of a network, `module`, that moves towards the network's weights. Buffers are copied, not averaged."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(net).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def move(self, net: nn.Module, decay: float) -> None:
+        """average ← decay · average + (1 − decay) · weights, decay in [0, 1]; nothing waits for the device."""
+        mine, theirs = ([p.data for p in m.parameters()] for m in (self.module, net))
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for mine_buffer, buffer in zip(self.module.buffers(), net.buffers(), strict=True):
+            mine_buffer.copy_(buffer)
+
+
+class EMA(WeightAverage):
+    """`ema.update(net, batch)` after every update; `ema.module` is the averaged network.
 
     net: as it begins; it is copied. half_life: in images, > 0. ramp_up: > 0 or None, as in `ema_decay`. `seen` counts images, and is part of
     the state dict. Raises: ArgumentError for other values.
@@ -32,19 +48,14 @@ class EMA(nn.Module):
     seen: torch.Tensor
 
     def __init__(self, net: nn.Module, half_life: float = 500_000, ramp_up: float | None = 0.05) -> None:
-        super().__init__()
+        super().__init__(net)
         self.half_life = math.inf if half_life == math.inf else checks.positive("half_life", half_life)
         self.ramp_up = None if ramp_up is None else checks.positive("ramp_up", ramp_up)
-        self.module = copy.deepcopy(net).eval().requires_grad_(False)
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device="cpu"))
 
-    @torch.no_grad()
     def update(self, net: nn.Module, batch: int) -> float:
         """Average in the weights after an update of `batch` images; the decay that was used."""
         decay = ema_decay(batch, int(self.seen), self.half_life, self.ramp_up)
-        mine, theirs = ([p.data for p in m.parameters()] for m in (self.module, net))
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
-        for mine_buffer, buffer in zip(self.module.buffers(), net.buffers(), strict=True):
-            mine_buffer.copy_(buffer)
+        self.move(net, decay)
         self.seen += batch
         return decay

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from pfgm_fast.nn import EMA
+from pfgm_fast.nn.average import WeightAverage
 from pfgm_fast.training.config import TrainConfig
+
+
+class RateAverage(WeightAverage):
+    """By a decay rate that is approached: d = min(rate, (1 + n)/(10 + n)) after n updates, 0 at the first."""
+
+    def __init__(self, net: nn.Module, rate: float) -> None:
+        super().__init__(net)
+        self.rate, self.updates = rate, 0
+
+    def update(self, net: nn.Module) -> None:
+        """Average in the weights after an update."""
+        done = self.updates
+        self.move(net, min(self.rate, (1 + done) / (10 + done)) if done else 0.0)
+        self.updates += 1
 
 
 class Averages:
@@ -18,16 +30,16 @@ class Averages:
 
     def __init__(self, net: nn.Module, train: TrainConfig) -> None:
         self._batch = train.batch
-        self._all: list[AveragedModel | EMA]
+        self._all: list[RateAverage | EMA]
         if train.ema_half_life:
             self._all = [EMA(net, half_life, train.ema_ramp_up) for half_life in train.ema_half_life]
         else:
-            self._all = [AveragedModel(net, multi_avg_fn=_rate(rate)) for rate in train.ema]
+            self._all = [RateAverage(net, rate) for rate in train.ema]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[RateAverage | EMA]:
         return iter(self._all)
 
-    def __getitem__(self, which: int) -> nn.Module:
+    def __getitem__(self, which: int) -> RateAverage | EMA:
         return self._all[which]
 
     def update(self, net: nn.Module) -> None:
@@ -36,7 +48,7 @@ class Averages:
             if isinstance(average, EMA):
                 average.update(net, self._batch)
             else:
-                average.update_parameters(net)
+                average.update(net)
 
     def resume(self, step: int) -> None:
         """So many updates have been averaged in."""
@@ -44,15 +56,4 @@ class Averages:
             if isinstance(average, EMA):
                 average.seen.fill_(step * self._batch)
             else:
-                average.n_averaged.fill_(step)
-
-
-def _rate(rate: float) -> Callable[..., None]:
-    """AveragedModel's hook: average ← d·average + (1 − d)·weights with d = min(rate, (1 + n)/(10 + n))."""
-
-    @torch.no_grad()
-    def average(averages: Any, weights: Any, count: Tensor | int) -> None:
-        done = int(count)
-        torch._foreach_lerp_(averages, weights, 1 - min(rate, (1 + done) / (10 + done)))
-
-    return average
+                average.updates = step

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pfgm_fast import checks
+from pfgm_fast import checks, special
 from pfgm_fast.charges import Charges
 from pfgm_fast.ideal import IdealDenoiser
 from pfgm_fast.methods import Method
@@ -34,9 +33,7 @@ class Perfect(IdealDenoiser):
         if self.augmentation is None:
             return super().forward(x, sigma, labels)
         x = checks.batch("x", x)
-        r = self._sigma(sigma, x).expand(len(x)) * (
-            1.0 if math.isinf(self.aug_dim) else math.sqrt(self.aug_dim)
-        )
+        r = self._sigma(sigma, x).expand(len(x)) * special.radius_scale(self.aug_dim)
         return augmented_posterior_mean(x, r, self.charges, self.augmentation, self.aug_dim, labels)
 
 
