@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import re
 import subprocess
 import sys
@@ -197,7 +198,9 @@ def test_user_code_passes_mypy_strict(tmp_path: Path) -> None:
         "good.py",
         "wrong.py",
     ]
-    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    # An editable install is found by a hook that mypy does not run.
+    environment = os.environ | {"MYPYPATH": str(Path(pf.__file__).parent.parent)}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     lines = found.stdout.splitlines()
     assert not found.stderr and [line for line in lines if not line.startswith("wrong.py")] == [], (
         found.stdout
