@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import report
 
@@ -14,6 +15,14 @@ _ROWS = pytest.StashKey[list[report.Row]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_ROWS] = []
+    _same_processors()
+
+
+def _same_processors() -> None:
+    """As many processors as PyTorch has threads, for all: JAX's own pool would take the others beside it."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[: torch.get_num_threads()])
 
 
 @pytest.fixture
