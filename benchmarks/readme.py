@@ -14,6 +14,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.jsonl"
+GPUS = ROOT / "benchmarks" / "results"
 REPORTS = ROOT / "docs" / "reports"
 
 Row = dict[str, Any]
@@ -94,7 +95,78 @@ def claims() -> list[str]:
     ]
 
 
-BLOCKS = {"cpu": cpu, "demo": demo, "claims": claims}
+MILLISECONDS = {
+    "128 x 4096 x 3072": 0.08,
+    "128 x 50000 x 3072": 0.30,
+    "1024 x 50000 x 3072": 1.2,
+    "4096 x 4096 x 2": 0.05,
+}
+"""GPU case → the time that the field of a call may take."""
+COPY = {"16 x 16384 x 196608": 0.7, "Euler step 8192 x 3072": 0.8, "Euler step 256 x 196608": 0.8}
+"""GPU case → the share of the measured copy bandwidth that is asked for."""
+EAGER = 2.5
+"""How much faster than the eager float32 pipeline a GPU's sampler and training step shall be."""
+
+
+def gpu() -> list[str]:
+    """What `make gpu` brought back: one table a GPU."""
+    lines: list[str] = []
+    for path in sorted(GPUS.glob("*/gpu.jsonl")):
+        lines += ["", *_gpu([json.loads(line) for line in path.read_text().splitlines()], path.parent)]
+    return lines[1:] or ["No GPU has run this code yet."]
+
+
+def _gpu(rows: list[Row], folder: Path) -> list[str]:
+    facts = rows[0]
+    cases: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        if "ms" in row:
+            cases.setdefault(row["case"].removeprefix("target ").replace(" x ", " × "), {})[row["what"]] = row
+    place = folder.relative_to(ROOT)
+    lines = [
+        f"{facts['device']}, torch {facts['torch']}, CUDA {facts['cuda']}: `make gpu`, medians of one interleaved run; all tables in "
+        f"[{place}]({place}/gpu.md). As a graph: the same call captured in a CUDA graph, without what Python costs.",
+        "",
+        "| case | a call | as a graph | bar | against Gram, cuBLAS float32 | against the authors' formula | against our Triton | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case, found in cases.items():
+        if "cuda" not in found:
+            continue
+        ours, graph = found["cuda"], found.get("cuda, graph")
+        others = [found.get(name) for name in ("Gram, cuBLAS float32", "the authors' formula", "triton")]
+        captured = f"{graph['ms']:.3g} ms" if graph else ""
+        lines.append(
+            f"| {case} | {ours['ms']:.3g} ms | {captured} | {_gpu_bar(case, ours, graph)} | "
+            + " | ".join(f"{peer['speedup']:.1f}×" if peer else "" for peer in others)
+            + f" | {ours['error']:.0e} |"
+        )
+    for case, found in cases.items():
+        if any(name.startswith("eager") for name in found):
+            first, *_, last = found.values()
+            lines += [
+                "",
+                f"{case}: {first['ms']:.3g} ms ({first['what']}), {last['speedup']:.1f} times faster than {last['what']} (bar: ≥ {EAGER}).",
+            ]
+    return lines
+
+
+def _gpu_bar(case: str, ours: Row, graph: Row | None) -> str:
+    plain = case.replace(" × ", " x ")
+    if plain in MILLISECONDS:
+        met = [
+            name
+            for name, row in (("", ours), (" as a graph", graph))
+            if row and row["ms"] <= MILLISECONDS[plain]
+        ]
+        return f"≤ {MILLISECONDS[plain]} ms: {'met' + met[0] if met else 'missed'}"
+    if plain in COPY:
+        share = max(row["share_of_copy"] for row in (ours, graph) if row)
+        return f"≥ {COPY[plain]:.0%} of a copy: {share:.0%}, {'met' if share >= COPY[plain] else 'missed'}"
+    return ""
+
+
+BLOCKS = {"cpu": cpu, "demo": demo, "claims": claims, "gpu": gpu}
 
 
 def written(text: str) -> str:
