@@ -20,6 +20,14 @@ class ByteCodes(NamedTuple):
     divisor: float
     offset: float
 
+    def put(self, index: Tensor, values: Tensor) -> ByteCodes | None:
+        """These with the bytes of values (K, N) at index (K,), in place; None where one of them is no byte's of this grid."""
+        found = _codes(values, self.divisor, self.offset)
+        if found is None:
+            return None
+        self.codes[index] = found
+        return self
+
 
 def _codes(values: Tensor, divisor: float, offset: float) -> Tensor | None:
     """The bytes of values, or None where a value is no byte's."""

@@ -298,9 +298,20 @@ class Charges:
         """Replace the charges at index (K,), as they are kept (K, *shape), and their labels, in place; the centre stays.
 
         For an owner to whom these charges belong alone: parts and copies made of them before do not follow.
+        Raises: ArgumentError for charges of a file or of several ranks, which stay as they are, and for another shape or dtype.
         """
+        if not self.resident or self.collective:
+            where = "spread over ranks" if self.collective else "in a file"
+            raise ArgumentError(f"put replaces charges in memory; these are {where}, and stay as they are")
+        if stored.shape != (len(index), *self.shape) or stored.dtype != self.dtype:
+            raise ArgumentError(
+                f"stored must be {(len(index), *self.shape)} of {checks.names((self.dtype,))}; "
+                f"got {tuple(stored.shape)} of {checks.names((stored.dtype,))}"
+            )
+        rows = checks.flat(stored)
         self.data[index] = stored
-        self.sq_norms[index] = self._norms(checks.flat(stored), self.center)
+        self.sq_norms[index] = self._norms(rows, self.center)
+        self._codes = None if self._codes is None else self._codes.put(index, rows)
         if self.labels is not None and labels is not None:
             self.labels[index] = labels
         self._by_label = {}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import pfgm_fast as pf
 from pfgm_fast.byte_codes import byte_codes
+from tests import forked
 from tests.cases import TOLERANCE, direction_error
 
 RANGES = ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0), (-1.0, 30.875))
@@ -70,6 +74,38 @@ def test_the_field_is_that_of_the_floats_whatever_is_done_with_the_charges() -> 
         assert torch.equal(ours.values(), of)
         assert ours.data.dtype == torch.float32
         assert direction_error(pf.poisson_field(x, r, ours)[0], exact, r) <= TOLERANCE
+
+
+@pytest.mark.parametrize("moved", [0.0, 0.3], ids=["bytes", "no bytes"])
+def test_charges_that_are_put_are_what_the_field_sees(moved: float) -> None:
+    values, generator = pf.Charges(_bytes()).values(), torch.Generator().manual_seed(5)
+    charges = pf.Charges(values.clone(), labels=torch.arange(len(values)) % 2)
+    charges.of_label(1)
+    rows, new = torch.tensor([3, 100, 7]), pf.Charges(_bytes(3, most=200)).values().flip(1) + moved
+    charges.put(rows, new, torch.tensor([1, 1, 1]))
+    assert (charges._codes is None) == bool(moved)
+    now = values.index_copy(0, rows, new)
+    x = torch.cat([new, values[:5]]) + 0.1 * torch.randn(8, 200, generator=generator)
+    with pf.use_backend("reference"):
+        exact = pf.poisson_field(x.double(), 0.5, pf.Charges(now.double()))[0]
+    assert direction_error(pf.poisson_field(x, 0.5, charges)[0], exact, torch.full((8,), 0.5)) <= TOLERANCE
+    assert charges.of_label(1)[1].tolist() == sorted({*range(1, 130, 2), 3, 7, 100})
+
+
+def test_what_cannot_be_put_is_refused(tmp_path: Path) -> None:
+    charges, row = pf.Charges(_bytes()), torch.zeros(1, dtype=torch.int64)
+    for wrong in (torch.zeros(1, 200), torch.zeros(1, 199, dtype=torch.uint8), _bytes(2)):
+        with pytest.raises(pf.ArgumentError, match=r"stored must be \(1, 200\) of uint8"):
+            charges.put(row, wrong)
+    np.save(tmp_path / "charges.npy", charges.data.numpy())
+    kept = pf.Charges.from_file(tmp_path / "charges.npy", cache=False)
+    with pytest.raises(pf.ArgumentError, match="in a file"):
+        kept.put(row, _bytes(1))
+    with forked.group(tmp_path, "one", 0, 1):
+        spread = charges.shard()
+        with pytest.raises(pf.ArgumentError, match="spread over ranks"):
+            spread.put(row, _bytes(1))
+    assert torch.equal(charges.data, _bytes()) and torch.equal(kept.stored(row), _bytes()[:1])
 
 
 def test_dense_rows_of_any_weights() -> None:
