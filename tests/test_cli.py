@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -11,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import pfgm_fast as pf
 from pfgm_fast.cli import COMMANDS, main, parser
 from pfgm_fast.cli.options import assignments, merged
 from pfgm_fast.methods import from_dict
 from pfgm_fast.presets import PRESETS
+from pfgm_fast.training import load_network
 
 TINY = [
     "--steps",
@@ -87,6 +90,24 @@ def test_an_image_does_not_depend_on_the_batch(run_folder: Path, tmp_path: Path)
     assert np.abs(drawn["three"] - drawn["all"]).max() <= 1  # rounding of another batch size
     assert np.abs(drawn["fewer"] - drawn["all"][:4]).max() <= 1
     assert np.abs(drawn["other"] - drawn["all"]).max() > 10
+
+
+def test_denoised_images_are_clipped_as_the_function_does(run_folder: Path, tmp_path: Path) -> None:
+    net, method, _ = load_network(run_folder, 0)
+    drawn, energies = {}, set()
+    for rule in (None, "box", "dynamic"):
+        more = [] if rule is None else ["--clip-denoised", rule]
+        common = [str(run_folder), "--count", "12", "--steps", "4", "--solver", "heun", *more]
+        assert main(["sample", *common, "--out", str(tmp_path / "x.npz")]) == 0
+        drawn[rule] = np.load(tmp_path / "x.npz")["images"].astype(int)
+        x = pf.sample(net, (12, 1, 8, 8), "heun", 4, method=method, seed=0, clip_denoised=rule).x
+        assert np.abs(drawn[rule] - ((x + 1) * 127.5).round().clamp(0, 255).numpy()).max() <= 1
+        assert main(["evaluate", *common, "--json", str(tmp_path / "figures.json")]) == 0
+        figures = json.loads((tmp_path / "figures.json").read_text())
+        assert figures.get("clip_denoised") == rule
+        energies.add(figures["energy_distance"])
+    assert len(energies) == 3
+    assert all(np.abs(drawn[a] - drawn[b]).max() > 1 for a, b in itertools.combinations(drawn, 2))
 
 
 def test_evaluate(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
     figures = {
         "samples": len(images),
         "solver": options.solver,
+        **({} if options.clip_denoised is None else {"clip_denoised": options.clip_denoised}),
         "evaluations": evaluations,
         "samples_per_second": len(images) / seconds,
         "energy_distance": energy_distance(images, real),

@@ -19,12 +19,19 @@ def add_device(command: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(command: argparse.ArgumentParser, count: int, steps: int = 100) -> None:
+    from pfgm_fast.flows import RULES
     from pfgm_fast.solvers import SOLVERS
 
     command.add_argument("--count", type=positive, default=count, help=f"samples to draw (default {count})")
     command.add_argument("--solver", default="euler", choices=list(SOLVERS), help="default euler")
     command.add_argument(
         "--steps", type=positive, default=steps, help=f"steps of the solver (default {steps})"
+    )
+    command.add_argument(
+        "--clip-denoised",
+        choices=list(RULES),
+        help="what is done to the denoised image in every step: box holds its values to [-1, 1], dynamic is dynamic thresholding "
+        "(default: nothing beyond what the method holds)",
     )
     command.add_argument("--batch", type=positive, default=256, help="samples at a time (default 256)")
     command.add_argument(

@@ -101,6 +101,7 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
             method=method,
             labels=None if labels is None else labels[part].to(where),
             temperature=options.temperature,
+            clip_denoised=options.clip_denoised,
             progress=here.writer,
         )
         return out.x.cpu(), out.nfe
