@@ -19,6 +19,7 @@ from pfgm_fast import cli
 from pfgm_fast.data import load
 from pfgm_fast.errors import RankError
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.nn.augment import AUGMENT_DIM
 from pfgm_fast.training import RunConfig, TrainConfig, Trainer
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.log import read
@@ -50,6 +51,14 @@ VARIANTS = {
         {"classes": 10}, {"name": "pfgmpp"}, conditional=True, accumulate=2, flip=True
     ),
     "vp, few charges": with_(None, {"name": "vp"}, field_charges=64),
+    "edm's recipe": dataclasses.replace(
+        with_(
+            {"architecture": "ncsnpp", "augment_dim": AUGMENT_DIM, "classes": 10},
+            {"name": "pfgmpp", "aug_dim": 2048.0, "loss_reduction": "sum"},
+            conditional=True, clip=0.0, augment=0.5, augment_group=2, field_charges=64, ema_half_life=(40.0, 400.0), steps=4,
+        ),
+        preconditioning="edm",
+    ),
 }
 
 
@@ -76,6 +85,26 @@ def gradients_of_a_step(rank: int, folder: Path) -> None:
                     error = float((found - alone[name]).norm() / alone[name].norm())
                     assert error < 1e-5, (name, size, error)
     assert not (folder / "of-2").exists()
+
+
+def edms_recipe(rank: int, folder: Path) -> None:
+    """Four updates on 2 ranks: the losses, weights and both averages of one process; the last two updates are a resumed run's."""
+    config, whole = VARIANTS["edm's recipe"], None
+    if rank == 0:
+        whole = Trainer(config, folder / "recipe-alone", images=DIGITS)
+        whole.run(progress=False)
+    for until in (2, 4):
+        if rank < 2:
+            with forked.group(folder, f"recipe-{until}", rank, 2):
+                Trainer(config, folder / "recipe", images=DIGITS).run(until, progress=False)
+    if whole is not None:
+        found = Trainer(config, folder / "recipe", images=DIGITS)
+        torch.testing.assert_close(losses(folder / "recipe"), losses(folder / "recipe-alone"), rtol=1e-4, atol=0)
+        begun = torch.cat([p.detach().flatten() for p in Trainer(config, folder / "begun", images=DIGITS).net.parameters()])
+        for of in (lambda t: t.net, lambda t: t.ema_network(0), lambda t: t.ema_network(1)):
+            ours, theirs = (torch.cat([p.detach().flatten() for p in of(t).parameters()]) for t in (found, whole))
+            moved = float((theirs - begun).norm())
+            assert moved > 0 and float((ours - theirs).norm()) < 1e-3 * moved
 
 
 def resume_on_other_numbers_of_ranks(rank: int, folder: Path) -> None:
@@ -233,6 +262,7 @@ def main(rank: int, folder: Path) -> None:
     steps: list[Callable[..., None]] = [
         a_killed_rank,
         gradients_of_a_step,
+        edms_recipe,
         resume_on_other_numbers_of_ranks,
         after_the_kill,
         dropout_resumes_to_the_bit,

@@ -213,6 +213,31 @@ def test_runs_of_the_first_format_go_on(tmp_path: Path) -> None:
     assert RunConfig.load(tmp_path).dataset.digest == load("digits").digest
 
 
+def test_the_radius_of_the_data_is_kept_and_runs_of_before_it_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """config.json holds R. Without it, as earlier runs are, sampling is not held to it; resumed, the run learns it and nothing else changes."""
+    config, old = _with(steps=4, decay=0.0), tmp_path / "old"
+    whole = Trainer(config, tmp_path / "whole")
+    whole.run(progress=False)
+    radius = load_network(tmp_path / "whole")[1].data_radius
+    values = load("digits").charges().values().flatten(1)
+    assert radius == pytest.approx(float(values.norm(dim=1).max()), rel=1e-6)
+    assert RunConfig.load(tmp_path / "whole").method["data_radius"] == radius
+
+    Trainer(config, old).run(until=2, progress=False)
+    content = json.loads((old / "config.json").read_text())
+    del content["method"]["data_radius"]
+    (old / "config.json").write_text(json.dumps(content))
+    assert load_network(old)[1].data_radius is None
+    assert _train("--out", old, "--set", "method.gamma=7") == 2
+    assert "method.gamma = 5.0, not 7.0" in capsys.readouterr().err
+    assert _train("--out", old) == 0
+    net, method, _ = load_network(old, None)
+    assert method.data_radius == radius
+    assert torch.equal(torch.cat([p.flatten() for p in net.parameters()]), _weights(whole))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
