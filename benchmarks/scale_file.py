@@ -2,13 +2,14 @@
 
     python -m benchmarks.scale_file write FILE --gigabytes 20     random bytes, N = 12,288 (64×64×3); asks for room first
     python -m benchmarks.scale_file open FILE                     the first opening, which reads it once and keeps the statistics
-    python -m benchmarks.scale_file measure FILE --out scale-file.json
+    python -m benchmarks.scale_file measure FILE --out scale-file.json [--device cuda]
     rm FILE*
 
 `measure` compares a subset with one process that
 holds it, and times parts of the file in turn by three ways: reading alone, the kernel alone on a block in memory, and both at once,
 which is a call. Before each reading the part's pages are dropped from the page cache (posix_fadvise) and counted (mincore), so that the
-disk is what is read. The bar: a call at 70% of the slower of the other two, the median over the parts.
+disk is what is read. The bar: a call at 70% of the slower of the other two, the median over the parts. On a GPU a fourth way is the link: a
+block in pinned memory sent over, again and again; the bar is then of the slowest of three.
 """
 
 from __future__ import annotations
@@ -82,6 +83,26 @@ def read(path: Path, start: int, stop: int) -> float:
     return time.perf_counter() - began
 
 
+def send(device: torch.device, size: int) -> float:
+    """Seconds to send so many bytes from pinned memory to a GPU, a block at a time; 0 where there is no link."""
+    if device.type != "cuda":
+        return 0.0
+    block = torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
+    block.to(device)
+    began = time.perf_counter()
+    for _ in range(-(-size // BLOCK_BYTES)):
+        block.to(device)
+    torch.cuda.synchronize(device)
+    return (time.perf_counter() - began) * size / (-(-size // BLOCK_BYTES) * BLOCK_BYTES)
+
+
+def call(x: torch.Tensor, charges: pf.Charges) -> float:
+    """Seconds of a posterior mean."""
+    began = time.perf_counter()
+    pf.posterior_mean(x, SIGMA, charges, float("inf")).cpu()
+    return time.perf_counter() - began
+
+
 def resident() -> float:
     """GB, the most so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -106,24 +127,22 @@ def throughput(charges: FileCharges, x: torch.Tensor, parts: int, rows: int) -> 
     held = pf.Charges(block.stored(torch.arange(len(block))))
     held.center, held.sq_norms = block.center, block.sq_norms
     charges.release()  # what is mapped would not leave the cache
-    seconds: dict[str, list[float]] = {"disk": [], "kernel": [], "call": [], "pages_left": []}
+    call(x, held)  # what is built at first use
+    seconds: dict[str, list[float]] = {"disk": [], "kernel": [], "call": [], "link": [], "pages_left": []}
     starts = np.linspace(0, len(charges) - rows, parts).astype(int)
     for start in starts:
         place = int(start) * DIM, int(start + rows) * DIM
         part = charges.rows(torch.arange(start, start + rows))
         seconds["pages_left"].append(drop(charges.path, *place))
         seconds["disk"].append(read(charges.path, *place))
-        began = time.perf_counter()
-        pf.posterior_mean(x, SIGMA, held, float("inf"))
-        seconds["kernel"].append((time.perf_counter() - began) * rows / len(held))
+        seconds["kernel"].append(call(x, held) * rows / len(held))
+        seconds["link"].append(send(charges.device, rows * DIM))
         seconds["pages_left"].append(drop(charges.path, *place))
-        began = time.perf_counter()
-        pf.posterior_mean(x, SIGMA, part, float("inf"))
-        seconds["call"].append(time.perf_counter() - began)
-    ratios = [
-        max(d, k) / c for d, k, c in zip(seconds["disk"], seconds["kernel"], seconds["call"], strict=True)
-    ]
-    rates = {name: rows * DIM / statistics.median(seconds[name]) / 1e9 for name in ("disk", "kernel", "call")}
+        seconds["call"].append(call(x, part))
+    alone = zip(seconds["disk"], seconds["kernel"], seconds["link"], strict=True)
+    ratios = [max(ways) / whole for ways, whole in zip(alone, seconds["call"], strict=True)]
+    names = ("disk", "kernel", "call", *(("link",) if any(seconds["link"]) else ()))
+    rates = {name: rows * DIM / statistics.median(seconds[name]) / 1e9 for name in names}
     return {
         "B": len(x),
         **{f"{name}_GB_s": rate for name, rate in rates.items()},
@@ -146,23 +165,27 @@ def first_opening(path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def measure(path: Path, parts: int, gigabytes: float) -> dict[str, Any]:
+def measure(path: Path, parts: int, gigabytes: float, device: torch.device) -> dict[str, Any]:
     count = path.stat().st_size // DIM
-    charges = FileCharges(path, shape=(count, DIM))
+    charges: Any = FileCharges(path, shape=(count, DIM)).to(device)
     charges.release()
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(0, count, (max(BATCHES),), generator=generator)
-    x = charges.values(rows) + SIGMA * torch.randn(max(BATCHES), DIM, generator=generator)
-    results: dict[str, Any] = {"charges": count, "bytes": count * DIM, "threads": torch.get_num_threads()}
+    noise = torch.randn(max(BATCHES), DIM, generator=generator).to(device)
+    x = charges.values(rows) + SIGMA * noise
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    results: dict[str, Any] = {"device": where, "charges": count, "bytes": count * DIM}
+    results["threads"] = torch.get_num_threads()
     results["difference"] = right(charges, x[:8])
     results["throughput"] = [
         throughput(charges, x[:batch], parts, int(gigabytes * 1e9) // DIM) for batch in BATCHES
     ]
     drop(path, 0, path.stat().st_size)
     began = time.perf_counter()
-    mean = pf.posterior_mean(x[:8], SIGMA, charges, float("inf"))
+    mean = pf.posterior_mean(x[:8], SIGMA, charges, float("inf")).cpu()
     results["whole_file_s"] = time.perf_counter() - began
-    nearest = (mean - charges.values(rows[:8])).norm(dim=1) / charges.values(rows[:8]).norm(dim=1)
+    behind = charges.values(rows[:8]).cpu()
+    nearest = (mean - behind).norm(dim=1) / behind.norm(dim=1)
     results["distance_from_the_charge_behind"] = float(
         nearest.max()
     )  # random bytes: one charge has all the weight
@@ -179,13 +202,14 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=20.0)
     parser.add_argument("--parts", type=int, default=6)
     parser.add_argument("--part-gigabytes", type=float, default=0.5)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--out", type=Path, default=Path("scale-file.json"))
     options = parser.parse_args()
     if options.what == "write":
         return write(options.file, int(options.gigabytes * 1e9) // DIM)
     if options.what == "open":
         return print(json.dumps(first_opening(options.file), indent=1))
-    results = measure(options.file, options.parts, options.part_gigabytes)
+    results = measure(options.file, options.parts, options.part_gigabytes, options.device)
     options.out.write_text(json.dumps(results, indent=1))
     print(options.out.read_text())
 

@@ -223,9 +223,14 @@ class FileCharges(Charges):
         return other
 
     def rows(self, index: Tensor) -> FileCharges:
-        """Some of these charges, by their indices (K,) in ascending order, K ≥ 1, without reading any."""
+        """Some of these charges, by their indices (K,) in ascending order, K ≥ 1, without reading any.
+
+        Raises: ArgumentError for indices in another order: a file is read from its beginning to its end.
+        """
         index = index.to(self.device)
         here = index.cpu()
+        if bool((here[1:] < here[:-1]).any()):
+            raise ArgumentError("rows of a file must be asked for in ascending order: sort the index first")
         other = self._view(here if self._selection is None else self._selection[here])
         other.sq_norms = self.sq_norms[index]
         other.log_weights = None if self.log_weights is None else self.log_weights[index]

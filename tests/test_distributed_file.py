@@ -48,6 +48,16 @@ def test_blocks_equal_one_process(name, tmp_path, monkeypatch):
         assert _relative(found, truth) < 2 * _relative(expected, truth) + BAR, function.__name__
 
 
+def test_rows_of_a_file_are_asked_for_in_its_order(tmp_path, small_blocks):
+    np.save(tmp_path / "charges.npy", np.random.default_rng(0).standard_normal((40, 6), np.float32))
+    file = pf.Charges.from_file(tmp_path / "charges.npy")
+    with pytest.raises(pf.ArgumentError, match="ascending order"):
+        file.rows(torch.tensor([30, 3, 11]))
+    x, index = torch.randn(5, 6), torch.tensor([3, 11, 11, 30])
+    expected = pf.posterior_mean(x, 1.0, pf.Charges(file.values(index)))
+    torch.testing.assert_close(pf.posterior_mean(x, 1.0, file.rows(index)), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("direct", [False, True])
 def test_formats_labels_steps_and_sampling(direct, tmp_path, small_blocks):
     """direct: as for files larger than the page cache, which are read in whole pages (where the file system can)."""

@@ -43,6 +43,8 @@ def test_a_file_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = pf.Charges.from_file(tmp_path / "charges.npy").to("cuda")
     assert len(list(file.read())) == 4
     _same(file, pf.Charges(stored.cuda()))
+    picked = torch.arange(10, 990, 7)
+    _same(file.rows(picked), pf.Charges(stored[picked].cuda()))
 
 
 @pytest.fixture
