@@ -115,20 +115,35 @@ def test_every_launch_keeps_the_limits(
     with emulated.devices((multiprocessors, capability)):
         everything()
         if capability == 90:
-            monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
-            _call("poisson_field", 128, 50000, 3072)
+            monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "0")
+            everything()
         assert max(launch.shared for launch in emulated.launches()) > 48 * 1024  # the limit was tried
 
 
-def test_a_hopper_path_elsewhere_is_refused(
-    emulated: cuda_tools.Emulated, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("asked", [None, "0", "1"])
+def test_hoppers_own_path_is_taken_on_hopper_unless_it_is_switched_off(
+    emulated: cuda_tools.Emulated, asked: str | None, capability: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
-    with emulated.devices((148, 100)), pytest.raises(RuntimeError, match=r"Hopper GPU \(compute capability"):
+    monkeypatch.delenv("PFGM_FAST_CUDA_HOPPER", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", asked)
+    with emulated.devices((132, capability)):
+        if asked == "1" and capability != 90:
+            with pytest.raises(RuntimeError, match=r"Hopper GPU \(compute capability"):
+                _call("poisson_field", 128, 50000, 3072)
+            return
         _call("poisson_field", 128, 50000, 3072)
+        taken = any("hopper" in launch.kernel for launch in emulated.launches())
+    assert taken == (asked != "0" and capability == 90)
 
 
-DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
+DIGITS, GEMM, HOPPER, SCREEN = (
+    "split_digits_kernel",
+    "distance_gemm_kernel",
+    "distance_gemm_hopper_kernel",
+    "screen_kernel",
+)
 WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
 MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
 
@@ -141,9 +156,9 @@ MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_
             "poisson_field",
             (128, 50000, 3072),
             "bytes",
-            [DIGITS, GEMM, SCREEN, GEMM, WEIGHTS, SUM, BYTE_FINISH],
+            [DIGITS, HOPPER, SCREEN, GEMM, WEIGHTS, SUM, BYTE_FINISH],
         ),
-        ("log_density", (128, 50000, 3072), "bytes", [DIGITS, GEMM, SCREEN, GEMM, WEIGHTS]),
+        ("log_density", (128, 50000, 3072), "bytes", [DIGITS, HOPPER, SCREEN, GEMM, WEIGHTS]),
         ("score", (128, 50000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, DIFFERENCE, FINISH]),
         ("poisson_field", (128, 1000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, SUM, BYTE_FINISH]),
         ("poisson_field", (20, 60000, 784), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),

@@ -26,10 +26,12 @@ ours = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def library():
+@pytest.fixture
+def library(monkeypatch):
+    """The library on the host. Unless a test says otherwise, its launches are those of every GPU."""
     found = cuda_tools.host_library()
     torch.ops.load_library(str(found))
+    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "0")
     return found
 
 

@@ -18,7 +18,7 @@ using Digits = DigitCall<float>;
 /// One digit for all queries, the others for those that it does not prove to see one charge.
 void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights,
                       Bounds* bounds, int* proven, int* open) {
-  if (hopper_asked()) launch_distance_gemm_hopper(gemm, call.stream);
+  if (hopper_serves()) launch_distance_gemm_hopper(gemm, call.stream);
   else if (gemm.batch > FirstTile::kQueries) launch_distance_gemm<FirstWideTile>(gemm, call.stream);
   else launch_distance_gemm<FirstTile>(gemm, call.stream);
   launch_screen(ScreenCall{gemm.leading,   digits.scale, digits.residual,    digits.norms,

@@ -43,7 +43,7 @@ def build_info() -> dict[str, str] | None:
 
 
 def hopper_path(device: torch.device | str = "cuda") -> bool:
-    """Whether PFGM_FAST_CUDA_HOPPER=1 can be served on this device: Hopper's own path is built in, and it is such a GPU."""
+    """Whether Hopper's own path is taken on this device unless PFGM_FAST_CUDA_HOPPER=0: it is built in, and it is such a GPU."""
     built = build_info()
     return (
         built is not None and built["hopper"] == "yes" and torch.cuda.get_device_capability(device) == (9, 0)

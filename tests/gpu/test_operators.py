@@ -102,7 +102,8 @@ def test_the_tensor_core_ways_are_captured(kind: str, monkeypatch: pytest.Monkey
     if kind == "hopper":
         if not hopper_path():
             pytest.skip("needs a Hopper GPU and a library built for 9.0a")
-        monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    else:
+        monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "0")
     y = torch.randn(18000, 80) if kind == "float32" else torch.randint(0, 256, (18000, 80), dtype=torch.uint8)
     charges = pf.Charges(y.cuda())
     x, z = (

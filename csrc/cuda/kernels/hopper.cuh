@@ -2,6 +2,8 @@
 // count bytes, matrix instructions of a warpgroup. PTX here, tests/cuda_host/hopper.h on the host.
 #pragma once
 
+#include <cstdlib>
+
 #include "../device.h"
 #include "tensor_core.cuh"
 
@@ -178,5 +180,25 @@ void group_wait() {
 }
 
 #endif
+
+/// Whether kernels of Hopper's own are taken on the current device: on compute capability 9.0, where the
+/// library was built for 9.0a. PFGM_FAST_CUDA_HOPPER=0 leaves them out; =1 is an error where they cannot be
+/// had.
+inline bool hopper_serves() {
+  const char* asked = std::getenv("PFGM_FAST_CUDA_HOPPER");
+  const std::string said = asked == nullptr ? "" : asked;
+  if (said == "0") return false;
+#if defined(PFGM_FAST_HOPPER)
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) == 9) return true;
+  if (said == "1")
+    throw std::runtime_error(
+        "pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1 asks for a Hopper GPU (compute capability 9.0)");
+#else
+  if (said == "1")
+    throw std::runtime_error(
+        "pfgm_fast CUDA: PFGM_FAST_CUDA_HOPPER=1, but the library was built without architecture 9.0a");
+#endif
+  return false;
+}
 
 }  // namespace pfgm
