@@ -328,6 +328,7 @@ def group_norm_silu(
     if add is not None:
         wide = wide + _columns(add, x)
     batch, channels, pixels = len(x), x.shape[1], math.prod(x.shape[2:])
+    wide = wide.contiguous()  # the one layout that it takes on every device: on CUDA no channels-last one
     z, mean, rstd = torch.native_group_norm(wide, weight, bias, batch, channels, pixels, groups, eps)
     if scale is not None:
         z = z * (1 + _columns(scale, x))
