@@ -13,6 +13,7 @@ from pfgm_fast import checks
 from pfgm_fast.backends.reference import decode
 from pfgm_fast.byte_codes import ByteCodes, byte_codes
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.ops import front
 from pfgm_fast.ops.schema import Query
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ class Charges:
     @property
     def operators(self) -> Any:
         """The field operators over these charges, by their names; each takes a `Query` that `query` made."""
-        return torch.ops.pfgm_fast
+        return front
 
     @property
     def shape(self) -> torch.Size:

@@ -139,11 +139,14 @@ def per_row(name: str, value: object, x: Tensor, *, positive: bool) -> Tensor:
     if checked.dim() == 1 or checked.device.type != "cpu":
         same_device(name, checked, "x", x)
     seen = None if checked.device.type != "cpu" else _values(checked)
-    if seen is not None:
+    if seen is not None and seen.numel():
         narrow = seen.to(x.dtype)
-        good = torch.isfinite(narrow) & (narrow > 0) if positive else torch.isfinite(narrow)
-        if not bool(good.all()):
+        low, high = (float(end) for end in torch.aminmax(narrow))  # NaN where there is one
+        if not ((low > 0 if positive else low > -math.inf) and high < math.inf):
+            good = torch.isfinite(narrow) & (narrow > 0) if positive else torch.isfinite(narrow)
             number(name, seen[~good].flatten()[0].item(), positive=positive, dtype=x.dtype, said="it holds")
+    if checked.dim() == 1 and checked.dtype == x.dtype and checked.is_contiguous():
+        return checked
     return checked.to(x.device, x.dtype).expand(x.shape[0]).contiguous()
 
 

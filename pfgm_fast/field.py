@@ -32,8 +32,7 @@ from pfgm_fast.special import log_gamma_ratio, radius_scale
 def _query(x: Tensor, r: Tensor | float, charges: Charges, aug_dim: float) -> Query:
     """The one place where public arguments become flat ones."""
     x = checks.batch("x", x)
-    query = charges.query(x, checks.per_row("r", r, x, positive=True), aug_dim)
-    return query._replace(aug_dim=checks.aug_dim(aug_dim))
+    return charges.query(x, checks.per_row("r", r, x, positive=True), checks.aug_dim(aug_dim))
 
 
 def _radius(

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pfgm_fast.checks import has_tangent
 from pfgm_fast.errors import DerivativeError
+from pfgm_fast.ops import front
 from pfgm_fast.ops.schema import Query
 
 
 def evaluate(op: str, query: Query, operators: Any = None) -> tuple[Tensor, ...]:
     """An operator's outputs, the last of them lse (B,) float64. operators: `Charges.operators`; None: of charges in memory."""
-    outputs = getattr(operators or torch.ops.pfgm_fast, op)(*query)
+    outputs = getattr(operators or front, op)(*query)
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
@@ -67,7 +68,7 @@ class MergedOperators:
 
     def __init__(self, over_parts: Callable[[str, Query], tuple[Tensor, ...]]) -> None:
         self._over_parts = over_parts
-        self.normalize_field = torch.ops.pfgm_fast.normalize_field  # which sees no charges
+        self.normalize_field = front.normalize_field  # which sees no charges
 
     def _run(self, op: str, query: Query) -> tuple[Tensor, ...]:
         wanted = torch.is_grad_enabled() and (query.x.requires_grad or query.r.requires_grad)

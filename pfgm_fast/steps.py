@@ -18,9 +18,7 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.ops.dispatch import euler_step_into
-
-_ops = torch.ops.pfgm_fast
+from pfgm_fast.ops import front
 
 
 def _row_z(name: str, value: Tensor | float, x: Tensor, *, positive: bool) -> Tensor:
@@ -76,11 +74,11 @@ def drift(
         x = checks.batch("x, which a radius needs,", x)
         flat, vz = _network(x, vx, vz)
         z = _row_z("z", z, x, positive=True)
-        return _ops.drift(flat, vz, z, *constants, checks.flat(x), _radius(radius)).view(vx.shape)
+        return front.drift(flat, vz, z, *constants, checks.flat(x), _radius(radius)).view(vx.shape)
     like = vx if vx.dtype in checks.REAL else vx.new_empty((vx.shape[0], 1), dtype=torch.float32)
     z = _row_z("z", z, like, positive=True)
     flat, vz = _network(vx, vx, vz)
-    return _ops.drift(flat, vz, z, *constants).view(vx.shape)
+    return front.drift(flat, vz, z, *constants).view(vx.shape)
 
 
 def _constants(gamma: float, z_exp: float) -> tuple[float, float]:
@@ -128,13 +126,13 @@ def euler_step(
     z_next = _row_z("z_next", z_next, x, positive=False)
     constants = *_constants(gamma, z_exp), _radius(radius)
     if out is None:
-        return _ops.euler_step(checks.flat(x), flat_vx, vz, z, z_next, *constants).view(x.shape)
+        return front.euler_step(checks.flat(x), flat_vx, vz, z, z_next, *constants).view(x.shape)
     checks.tensor("out", out, (x.dtype,))
     checks.same("out", out, "x", x)
     if not out.is_contiguous():
         raise ArgumentError("out must be contiguous")
     flat_out = out if out.dim() == 2 else out.view(len(x), -1)
-    euler_step_into(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
+    front.euler_step_into(checks.flat(x), flat_vx, vz, z, z_next, *constants, out=flat_out)
     return out
 
 
@@ -176,5 +174,5 @@ def heun_step(
     z = _row_z("z", z, x, positive=True)
     z_next = _row_z("z_next", z_next, x, positive=True)
     constants = *_constants(gamma, z_exp), _radius(radius)
-    stepped = _ops.heun_step(checks.flat(x), flat_vx, vz, flat_next, vz_next, z, z_next, *constants)
+    stepped = front.heun_step(checks.flat(x), flat_vx, vz, flat_next, vz_next, z, z_next, *constants)
     return stepped.view(x.shape)

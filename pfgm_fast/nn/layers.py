@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pfgm_fast.ops import registration as _registration  # noqa: F401 - defines torch.ops.pfgm_fast
+from pfgm_fast.ops import front
 from pfgm_fast.ops.dispatch import full_precision
 
 Resample = Literal["none", "up", "down"]
@@ -74,7 +74,7 @@ class GroupNormSiLU(nn.GroupNorm):
         rows = (None if n is None else n.to(kind).contiguous() for n in (add, scale, shift))
         weight, bias = self.weight.to(kind), self.bias.to(kind)
         arguments = (x, weight, bias, self.num_groups, self.eps, self.silu, *rows)
-        return torch.ops.pfgm_fast.group_norm_silu(*arguments)[0]  # type: ignore[no-any-return]
+        return front.group_norm_silu(*arguments)[0]  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, silu={self.silu}"

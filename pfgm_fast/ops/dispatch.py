@@ -223,23 +223,6 @@ def kernel(op: str) -> Callable[..., Any]:
     return kernel
 
 
-_into = kernel("euler_step.out")
-
-
-def euler_step_into(x: Tensor, *args: Any, out: Tensor) -> None:
-    """The operator `euler_step.out`. Its kernel keeps every promise of `out=` by itself, so where nothing watches or transforms
-    operators it is called directly: PyTorch's dispatcher, which costs a fifth of a small step, would only pass it on.
-    """
-    watched = (
-        torch.compiler.is_compiling()
-        or type(x) is not Tensor
-        or type(out) is not Tensor
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-    (torch.ops.pfgm_fast.euler_step.out if watched else _into)(x, *args, out=out)
-
-
 def info() -> dict[str, Any]:
     """What was built, what will run where, and why not.
 
