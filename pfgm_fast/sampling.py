@@ -22,6 +22,7 @@ from pfgm_fast.sampling_graph import euler_graph
 from pfgm_fast.seeds import ImageGenerators, image_seeds
 from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
+from pfgm_fast.transfer import sent
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def _drawn(
     if draws is None:
         return draw(tuple(like.shape), device=like.device, dtype=like.dtype, generator=generator)
     shape = (1, *like.shape[1:])
-    return draws.stacked(lambda g: draw(shape, dtype=like.dtype, generator=g)).to(like.device)
+    return sent(draws.stacked(lambda g: draw(shape, dtype=like.dtype, generator=g)), like.device)
 
 
 def _guided(

@@ -13,6 +13,7 @@ from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import PFGM, Method
 from pfgm_fast.methods.network import Network, call_network, is_denoiser
 from pfgm_fast.methods.pfgm import implied_vz
+from pfgm_fast.transfer import sent
 
 
 def euler_graph(
@@ -127,7 +128,7 @@ class EulerGraph:
             raise ArgumentError(f"x0 must have shape {tuple(self.x.shape)}; got {tuple(x0.shape)}")
         if not 2 <= len(times) <= len(self.grid):
             raise ArgumentError(f"times must hold 2 to {len(self.grid)} values of z; got {len(times)}")
-        self.grid[: len(times)] = torch.tensor(times, dtype=self.grid.dtype)
+        self.grid[: len(times)] = sent(torch.tensor(times, dtype=self.grid.dtype, device="cpu"), self.device)
         self.index.zero_()
         self.x.copy_(x0)
         for _ in range(len(times) - 1):

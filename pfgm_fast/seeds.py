@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pfgm_fast import checks
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.transfer import sent
 
 STRIDE = 1_000_003
 
@@ -49,4 +50,4 @@ class ImageGenerators:
         """Standard normal draws like (B, *shape)."""
         shape = (1, *like.shape[1:])
         noise = self.stacked(lambda g: torch.randn(shape, dtype=like.dtype, generator=g))
-        return noise.to(like.device)
+        return sent(noise, like.device)

@@ -12,7 +12,7 @@ import pfgm_fast
 
 PACKAGE = Path(pfgm_fast.__file__).resolve().parent
 LAYERS = (
-    ("errors", "_version", "special", "precision", "timing", "files", "extras", "ops.schema"),
+    ("errors", "_version", "special", "precision", "timing", "files", "extras", "transfer", "ops.schema"),
     ("backends", "checks", "seeds"),
     ("ops",),
     (

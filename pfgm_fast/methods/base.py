@@ -153,8 +153,8 @@ def poisson_prior(
     checks.sizes(shape)
     dim = math.prod(shape[1:])
     direction = unit_directions(shape, device, dtype, generator)
-    concentration = torch.tensor([[dim / 2], [aug_dim / 2]], dtype=torch.float64, device=device)
-    first, second = torch._standard_gamma(concentration.expand(2, shape[0]).contiguous(), generator=generator)
+    halves = (torch.full(shape[:1], n / 2, dtype=torch.float64, device=device) for n in (dim, aug_dim))
+    first, second = torch._standard_gamma(torch.stack(tuple(halves)), generator=generator)
     tiny = torch.finfo(torch.float64).tiny
     lengths = radius * (first / second.clamp(min=tiny)).sqrt()
     lengths = lengths.clamp(*limits).to(dtype)

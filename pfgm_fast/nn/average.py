@@ -45,17 +45,21 @@ class EMA(WeightAverage):
     the state dict. Raises: ArgumentError for other values.
     """
 
-    seen: torch.Tensor
-
     def __init__(self, net: nn.Module, half_life: float = 500_000, ramp_up: float | None = 0.05) -> None:
         super().__init__(net)
         self.half_life = math.inf if half_life == math.inf else checks.positive("half_life", half_life)
         self.ramp_up = None if ramp_up is None else checks.positive("ramp_up", ramp_up)
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64, device="cpu"))
+        self.seen = 0  # the host's: a buffer would follow the module to a device, and each update wait for it
 
     def update(self, net: nn.Module, batch: int) -> float:
         """Average in the weights after an update of `batch` images; the decay that was used."""
-        decay = ema_decay(batch, int(self.seen), self.half_life, self.ramp_up)
+        decay = ema_decay(batch, self.seen, self.half_life, self.ramp_up)
         self.move(net, decay)
         self.seen += batch
         return decay
+
+    def get_extra_state(self) -> torch.Tensor:
+        return torch.tensor(self.seen, device="cpu")
+
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.seen = int(state)

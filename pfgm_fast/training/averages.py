@@ -54,6 +54,6 @@ class Averages:
         """So many updates have been averaged in."""
         for average in self._all:
             if isinstance(average, EMA):
-                average.seen.fill_(step * self._batch)
+                average.seen = step * self._batch
             else:
                 average.updates = step

@@ -17,7 +17,9 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.data import ImageSet, ImageStream
 from pfgm_fast.errors import ArgumentError, DataError
 from pfgm_fast.training.config import TrainConfig
+from pfgm_fast.transfer import sent
 
+HOST = torch.device("cpu")
 SAMPLE = 1024
 """Images of a stream by which its method's hyper-parameters and the charges' centre are set."""
 
@@ -42,20 +44,21 @@ class Batches(Protocol):
         ...
 
 
-def places(count: int, seed: int, first: int, number: int) -> Tensor:
-    """(number,) int64: the images at the places first … first + number − 1 of the endless order of `count` images."""
+def places(count: int, seed: int, first: int, number: int, device: torch.device = HOST) -> Tensor:
+    """(number,) int64 on the device: the images at the places first … first + number − 1 of the endless order of `count` images."""
     pieces = []
     while number:
         epoch, place = divmod(first, count)
-        piece = _order(count, (seed * 1_000_003 + epoch) % 2**63)[place : place + number]
+        piece = _order(count, (seed * 1_000_003 + epoch) % 2**63, device)[place : place + number]
         pieces.append(piece)
         first, number = first + len(piece), number - len(piece)
     return torch.cat(pieces)
 
 
 @functools.lru_cache(maxsize=2)
-def _order(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+def _order(count: int, seed: int, device: torch.device) -> Tensor:
+    """An epoch's permutation, the same on every device: sent there once."""
+    return sent(torch.randperm(count, generator=torch.Generator().manual_seed(seed)), device)
 
 
 class Resident:
@@ -67,18 +70,15 @@ class Resident:
 
     def at(self, step: int, generator: torch.Generator) -> Batch:
         train, charges = self._train, self.charges
-        index = places(len(charges), train.seed, step * train.batch, train.batch).to(charges.device)
+        index = places(len(charges), train.seed, step * train.batch, train.batch, charges.device)
         limit = train.field_charges
         if limit is None or limit >= len(charges):
             return Batch(charges, index)
         others = torch.randint(
             len(charges), (max(0, limit - len(index)),), generator=generator, device=charges.device
         )
-        rows = torch.cat([index, others])
-        labels = None if charges.labels is None else charges.labels[rows]
-        return Batch(
-            Charges(charges.data[rows], labels=labels), torch.arange(len(index), device=charges.device)
-        )
+        drawn = charges.rows(torch.cat([index, others]))
+        return Batch(drawn, torch.arange(len(index), device=charges.device))
 
 
 class Reservoir:
@@ -119,7 +119,7 @@ class Reservoir:
             first = self._step * train.batch
             entering = self._entering(step)
             rows = torch.arange(first, first + train.batch, device=self._device) % size
-            self.charges.put(rows, *(None if part is None else part.to(self._device) for part in entering))  # type: ignore[arg-type]
+            self.charges.put(rows, *(None if part is None else sent(part, self._device) for part in entering))  # type: ignore[arg-type]
             self._step = step
         elif step != self._step:
             self._fill(step)
