@@ -41,14 +41,20 @@ class Tile:
 
 @dataclass(frozen=True)
 class Rows:
-    """How the rows' kernels (weights, finish) go through a row."""
+    """How the rows' kernels (weights, finish) go through a row. Each round of their loops waits for memory once, so a round is large:
+    16 elements a thread, or 4 gaps."""
 
-    tiles: int = 8  # of charges at a time
-    support: int = 4  # charges of a support at a time: most are short
-    block: int = 256  # elements at a time
-    warps: int = 8
-    registers: int = 168
+    tiles: int = 16  # of charges at a time
+    elements: int = 8192  # of a row's support at a time: `block` elements of some charges
+    warps: int = 16
+    registers: int = 128
     """What a thread may have. Said because ptxas else spills a few, to fit more blocks than there are rows."""
+
+    def constants(self, dim: int, more: bool = False) -> dict[str, int]:
+        """SUPPORT charges by BLOCK elements of rows of length dim: the longer the rows, the fewer charges beside them. Half as
+        many where they take more registers: `more`, or rows that start anywhere."""
+        block = self.elements // (32 if dim <= 256 else 8 if dim <= 16_384 else 2)
+        return {"SUPPORT": self.elements // block // (2 if more or dim % 16 else 1), "BLOCK": block}
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ _CDNA3 = Table(  # 64 KiB of shared memory
     weighted_sum_bytes=_tiles(64, 64, 2, (32, 4), (16, 4)),
     weighted_sum_floats=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
+    rows=Rows(8, 4096, 8),  # warps of 64 lanes
 )
 TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA3}
 """Compiled ahead of time by the tests. Other devices take the nearest: 8.x and 12.x sm_80, whose tiles fit their 99
@@ -110,7 +117,7 @@ INTERPRETER = Table(  # large enough to be quick there, small enough to have edg
     weighted_sum_bytes=_tiles(128, 64, 1, (16, 4)),
     weighted_sum_floats=_tiles(128, 64, 1, (16, 4)),
     precision="ieee",
-    rows=Rows(tiles=2, support=32, block=512),
+    rows=Rows(tiles=2, elements=4096),
 )
 
 

@@ -39,6 +39,8 @@ LEAST_ROWS = 128
 def prepared(call: FieldCall) -> FieldCall:
     """With center and sq_norms: those of the caller, or around 0, in plain PyTorch."""
     if call.center is not None and call.sq_norms is not None:
+        if call.center.dtype == call.x.dtype:
+            return call
         return replace(call, center=call.center.to(call.x.dtype))
     center = torch.zeros_like(call.x[0]) if call.center is None else call.center.to(call.x.dtype)
     parts = reference.chunks(call.charges, call.divisor, call.offset, call.x.dtype)
@@ -58,6 +60,9 @@ def serve(call: FieldCall) -> None:
             return
         call = prepared(call)
         rows = max(1, SCRATCH // (8 * count * LEAST_ROWS)) * LEAST_ROWS
+        if batch <= rows:
+            serve_rows(call, table, processors)
+            return
         for start in range(0, batch, rows):
             serve_rows(call.rows(slice(start, start + rows)), table, processors)
 
@@ -94,7 +99,9 @@ def ahead_of_time(arch: str) -> list[Compilation]:
                     launch_weighted_sum(call, Scratch.of(call), replace(table, **one), 100)
                 serve_rows(call, table, 100)
         long = _example("poisson_field", torch.uint8, (16, 5000, 196_608), False, 1.0)
-        launch_distance_gemm(long, Scratch.of(long), table, 100)
+        serve_rows(long, table, 100)
+        for dim in (128, 77):
+            serve_rows(_example("field_step", torch.uint8, (64, 5000, dim), True, 1.0), table, 100)
         for op, dtype in zip(FIELD_OPS, (torch.uint8, torch.float32) * 3, strict=True):
             serve_rows(_example(op, dtype, (64, 5000, 3072), True, math.inf), table, 100)
         for dim in (1, 2, 4, 8, 16):

@@ -45,6 +45,7 @@ def finish_kernel(
     aug_dim,
     OP: tl.constexpr,
     GAUSSIAN: tl.constexpr,
+    SPLITS: tl.constexpr,  # at a time
     SUPPORT: tl.constexpr,
     BLOCK: tl.constexpr,
     SCAN: tl.constexpr,
@@ -72,9 +73,11 @@ def finish_kernel(
             raw = tl.load(anchor_row + k + columns, inside, 0)
             near = decode(raw, divisor, offset)
             summed = tl.zeros([BLOCK], tl.float64)
-            for split in range(0, splits):
-                place = partial + (tl.cast(split, tl.int64) * B + slot) * N + k + columns
-                summed += tl.load(place, inside, 0.0).to(tl.float64)
+            for start in range(0, splits, SPLITS):
+                split = start + tl.arange(0, SPLITS)
+                place = partial + (split.to(tl.int64) * B + slot)[:, None] * N + (k + columns)[None, :]
+                parts = tl.load(place, (split < splits)[:, None] & inside[None, :], 0.0)
+                summed += tl.sum(parts.to(tl.float64), 0)
             summed /= whole
             if charges.dtype.element_ty == tl.uint8:
                 shift = (raw.to(tl.int32) - 128).to(tl.float64)
@@ -137,7 +140,7 @@ def launch_finish(call: FieldCall, scratch: Scratch, partial: Tensor, rows: conf
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind | {"SUPPORT": rows.support, "BLOCK": rows.block, "SCAN": rows.tiles * configs.CHARGES},
+        {**call.kind, **rows.constants(dim), "SPLITS": 4, "SCAN": rows.tiles * configs.CHARGES},
         rows.warps,
         1,
         max_registers=rows.registers,

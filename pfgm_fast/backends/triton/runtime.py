@@ -30,7 +30,11 @@ INTERPRETED = tl.constexpr(INTERPRET)
 """The same, for use inside kernels."""
 
 jit = triton.jit
-cdiv = triton.cdiv
+
+
+def cdiv(a: int, b: int) -> int:
+    """⌈a/b⌉. (`triton.cdiv` is for kernels: on the host it takes microseconds.)"""
+    return -(-a // b)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ class Compilation:
 
 def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Launch on x's device and its current stream. Triton takes the current device, whatever the tensors' is."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
 @jit
@@ -103,6 +109,20 @@ def _tuned(kernel: Any, choices: tuple[Choice, ...]) -> Any:
         triton.Config(dict(c.constexprs), num_warps=c.warps, num_stages=c.stages) for c in choices
     ]  # fmt: skip
     return triton.autotune(listed, key=["B", "M", "N"], cache_results=True)(kernel)
+
+
+def specialized(value: Any) -> Any:
+    """What Triton compiles a run-time argument by, or more: a pointer's type and alignment; whether a whole number is 1,
+    divisible by 16, and in 32 or 64 bits."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if type(value) is int:
+        return value == 1, value % 16 == 0, -(2**31) <= value < 2**31, value < 2**63
+    return type(value)
+
+
+_compiled: dict[tuple[Any, ...], Any] = {}
+"""What launches were compiled to, by all that they are compiled by."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +180,25 @@ class Launch:
         }
         if self.max_registers is not None and not torch.version.hip:
             options["maxnreg"] = self.max_registers
-        self.kernel[(self.grid(self.constexprs),)](**self.arguments, **self.constexprs, **options)
+        grid = (self.grid(self.constexprs), 1, 1)
+        if INTERPRET or torch.version.hip:  # AMD's compiler also asks how large a tensor's memory is
+            self.kernel[grid](**self.arguments, **self.constexprs, **options)
+        else:
+            self.run_compiled(grid, options, torch.cuda.current_device())
+
+    def run_compiled(self, grid: tuple[int, int, int], options: dict[str, Any], device: int) -> None:
+        """The first launch of its kind goes through Triton, which compiles; further ones go straight to what that gave, as
+        Triton's tutorial on fused softmax launches a compiled kernel: its own dispatch takes several times as long."""
+        values = {**self.arguments, **self.constexprs}
+        key = (
+            id(self.kernel), device, *options.values(), *self.constexprs.items(),
+            *((name, specialized(value)) for name, value in self.arguments.items()),
+        )  # fmt: skip
+        compiled = _compiled.get(key)
+        if compiled is None:
+            _compiled[key] = self.kernel[grid](**values, **options)
+        else:
+            compiled[grid](*[values[name] for name in self.kernel.arg_names])
 
 
 _recorded: list[Compilation] | None = None

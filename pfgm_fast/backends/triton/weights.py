@@ -306,9 +306,13 @@ def launch_weights(call: FieldCall, scratch: Scratch, rows: configs.Rows) -> Non
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        call.kind
-        | {"POWER": call.power, "CHARGES": configs.CHARGES, "TILES": rows.tiles}
-        | {"SUPPORT": rows.support, "BLOCK": rows.block},
+        {
+            **call.kind,
+            "POWER": call.power,
+            "CHARGES": configs.CHARGES,
+            "TILES": rows.tiles,
+            **rows.constants(dim, scratch.second is not None),
+        },
         rows.warps,
         1,
         max_registers=rows.registers,
