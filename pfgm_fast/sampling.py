@@ -25,6 +25,9 @@ from pfgm_fast.solvers import solver as find_solver
 from pfgm_fast.transfer import sent
 
 
+NOISE_KINDS = ("kernel", "gaussian")
+
+
 @dataclass(frozen=True)
 class Samples:
     """What `sample` and `encode` return.
@@ -63,6 +66,7 @@ def sample(
     temperature: float = 1.0,
     denoise: bool | None = None,
     noise_alpha: float = 0.0,
+    noise_kind: str = "kernel",
     clip_denoised: str | None = None,
     record: bool = False,
     progress: bool = False,
@@ -100,7 +104,9 @@ def sample(
         denoise: End with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM,
             where it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
         noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times
-            a draw of the method's perturbation at that time is added. Not with "rk45".
+            a draw of noise of that time's size is added. Not with "rk45".
+        noise_kind: Of that noise: "kernel", the method's own perturbation, whose tail is heavy where D is small; or "gaussian", of
+            standard deviation σ (z for PFGM) whatever D is, as the authors' released script has it (there on the start too).
         clip_denoised: What is done to the denoised image that every step is made of: "box" holds its values to [−1, 1], "dynamic" is
             dynamic thresholding (docs/held-fields.md). None: nothing, beyond what the method itself holds.
         record: Keep the path.
@@ -138,6 +144,7 @@ def sample(
     cost = 1 if guidance is None else Guided.cost
     if checks.nonnegative("noise_alpha", noise_alpha) and solver == "rk45":
         raise ArgumentError("noise_alpha is for solvers of fixed steps, not for 'rk45'")
+    kernel = _kernel(method, flow, noise_kind)
     denoise = (method.denoises or solver in STOCHASTIC) if denoise is None else denoise
     if solver == "rk45":
         first, last = flow.grid(1)
@@ -164,7 +171,7 @@ def sample(
             bar.update()
             bar.set_postfix(t=f"{t:.3g}", nfe=cost * flow.count, refresh=False)
             if noise_alpha and 0 < t != times[-1]:
-                x = x + noise_alpha * _drawn(lambda s, **w: method.kernel(s, t, **w), x, draws, generator)
+                x = x + noise_alpha * _drawn(lambda s, **w: kernel(s, t, **w), x, draws, generator)
             if record:
                 path.append((t, x.clone()))
             return x
@@ -325,6 +332,15 @@ def _clipped(flow: Flow, rule: str | None) -> Flow:
     if rule not in RULES:
         raise ArgumentError(f"clip_denoised must be one of {', '.join(RULES)}, or None; got {rule!r}")
     return Clipped(flow, RULES[rule])
+
+
+def _kernel(method: Method, flow: Flow, kind: str) -> Callable[..., Tensor]:
+    """What `noise_alpha` adds at t: draws (B, *shape) of kernel(shape, t, dtype, device, generator)."""
+    if kind not in NOISE_KINDS:
+        raise ArgumentError(f"noise_kind must be one of {', '.join(NOISE_KINDS)}; got {kind!r}")
+    if kind == "kernel":
+        return method.kernel
+    return lambda shape, t, **where: float(flow.marginal_prob(t)[1]) * torch.randn(shape, **where)
 
 
 def _no_graph(record: bool, more: bool, guidance: float | None, options: dict[str, Any]) -> str | None:
