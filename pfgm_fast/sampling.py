@@ -24,7 +24,6 @@ from pfgm_fast.solvers import STOCHASTIC
 from pfgm_fast.solvers import solver as find_solver
 from pfgm_fast.transfer import sent
 
-
 NOISE_KINDS = ("kernel", "gaussian")
 
 

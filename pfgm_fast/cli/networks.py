@@ -10,15 +10,17 @@ from pfgm_fast.cli.options import device
 from pfgm_fast.errors import ArgumentError
 
 
-def add_network(command: argparse.ArgumentParser) -> None:
+def size(text: str) -> Any:
+    """N or HxW of the command line."""
     from pfgm_fast.training.config import read_size
 
-    def size(text: str) -> Any:
-        try:
-            return read_size(text)
-        except ArgumentError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+    try:
+        return read_size(text)
+    except ArgumentError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
+
+def add_network(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "run_folder",
         type=Path,

@@ -68,3 +68,11 @@ def device(options: argparse.Namespace) -> torch.device:
 def assignments(pairs: list[str], base: dict[str, Any] | None = None) -> dict[str, Any]:
     """`a.b=value` strings → {"a": {"b": value}}, each value of its setting's type in `RunConfig`. base: what they are laid over."""
     return settings.assignments(RunConfig, pairs, base)
+
+
+FIGURES = "the study's figures need"
+
+
+def described(images: Any, charges: Any) -> str:
+    """A data set in a line, for the head of a study's page."""
+    return f"{images.name}, {len(charges)} charges of {charges.dim} values"

@@ -1,4 +1,4 @@
-"""pfgm-fast study: what a data set's exact field says, without a network. One sub-command a study."""
+"""pfgm-fast study: what a data set's exact field says, and how robust a sampler is. One sub-command a study."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pfgm_fast.cli.options import add_device, device, positive
+from pfgm_fast.cli import robustness
+from pfgm_fast.cli.options import FIGURES, add_device, described, device, positive
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.world import world
-
-FIGURES = "the study's figures need"
 
 
 def add(commands: Any) -> None:
     command = commands.add_parser(
         "study",
-        help="what a data set's exact field says, without a network",
-        description="Studies of the exact field of a data set: no network, no training.",
+        help="what a data set's exact field says, without a network; how robust a network's sampler is",
+        description="Studies of the exact field of a data set: no network, no training; and of the robustness of networks beside it.",
     )
     studies = command.add_subparsers(dest="study", required=True, metavar="study")
     _add_optimal_loss(studies)
     _add_memorization(studies)
     _add_exact(studies)
     _add_errors(studies)
+    robustness.add(studies)
 
 
 def aug_dim(text: str) -> float:
@@ -210,7 +210,7 @@ def run_exact(options: argparse.Namespace) -> None:
     points = ExactStudy(charges, plan, options.out).run()
     if points is None:
         return
-    write_exact(options.out, points, _described(images, charges), plan.samples)
+    write_exact(options.out, points, described(images, charges), plan.samples)
     print(f"in {options.out}: exact.md, accuracy.png, steps.png, points.jsonl")
 
 
@@ -241,9 +241,5 @@ def run_error_study(options: argparse.Namespace) -> None:
     points = run_errors(charges, plan, options.out)
     if points is None:
         return
-    write_errors(options.out, points, _described(images, charges), plan.samples, time.perf_counter() - began)
+    write_errors(options.out, points, described(images, charges), plan.samples, time.perf_counter() - began)
     print(f"in {options.out}: errors.md, errors.png, errors.jsonl")
-
-
-def _described(images: Any, charges: Any) -> str:
-    return f"{images.name}, {len(charges)} charges of {charges.dim} values"
