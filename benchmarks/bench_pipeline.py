@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 import pfgm_fast as pf
+from benchmarks.commit import commit
 from benchmarks.plain_network import plain
 from pfgm_fast import peers, timing
 from pfgm_fast.files import write_beside
@@ -134,14 +134,11 @@ def main() -> None:
         for what in CASES:
             rows.append(measured(name, what, options.rounds))
             print(json.dumps(rows[-1]), flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
     report = {
         "processor": timing.processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "threads": 1,
         "rows": rows,
     }

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import platform
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import pfgm_fast as pf
+from benchmarks.commit import commit
 from benchmarks.gpu_setting import Setting
 
 
 def machine(setting: Setting) -> dict[str, Any]:
     """What belongs into every line: device, versions, commit."""
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
     triton = pf.info()["backends"]["triton"]
     return {
         "device": torch.cuda.get_device_name()
@@ -27,7 +22,7 @@ def machine(setting: Setting) -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "triton": triton,
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
         "rehearsal": setting.tiny,
     }
 

@@ -63,7 +63,7 @@ def install() -> None:
 
     OnTheCPU().__enter__()
     torch.Generator = Generator  # type: ignore[misc]
-    torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.cuda = torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign, assignment]
     properties = SimpleNamespace(
         name="stand-in", total_memory=4 << 30, multi_processor_count=2, major=8, minor=0
     )

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 
-def plan_table(parts: Sequence[Any]) -> str:
-    lines = ["part        planned  at most"]
-    lines += [f"{part.name:<11} {part.planned:5.0f} s  {part.limit:5.0f} s   {part.what}" for part in parts]
-    planned, limit = sum(part.planned for part in parts), sum(part.limit for part in parts)
-    return "\n".join([*lines, f"{'together':<11} {planned:5.0f} s  {limit:5.0f} s"])
+def plan_table(stages: Sequence[Sequence[Any]], beside: bool) -> str:
+    """A line a part, those that run side by side marked; then the sums, of each stage the longest part's."""
+    lines = ["part              planned  at most"]
+    for stage in stages:
+        for i, part in enumerate(stage):
+            mark = (
+                "   "
+                if not beside or len(stage) == 1
+                else " ┐ "
+                if i == 0
+                else " ┘ "
+                if part is stage[-1]
+                else " │ "
+            )
+            lines.append(f"{part.name:<16} {part.planned:6.0f} s {part.limit:6.0f} s {mark}{part.what}")
+    over = max if beside else sum
+    planned, limit = (
+        sum(over(getattr(part, what) for part in stage) for stage in stages) for what in ("planned", "limit")
+    )
+    how = "side by side where marked" if beside else "one after another"
+    return "\n".join([*lines, f"{'together':<16} {planned:6.0f} s {limit:6.0f} s    {how}"])
 
 
 def last_line(path: Path) -> str:
@@ -40,54 +57,75 @@ def load(out: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def write(out: Path, parts: Sequence[Any], outcomes: dict[str, dict[str, Any]], rehearsal: bool) -> None:
-    """parts.json, which the next run reads, and summary.md."""
+def write(
+    out: Path, work: Path, parts: Sequence[Any], outcomes: dict[str, dict[str, Any]], rehearsal: bool
+) -> None:
+    """Into out: parts.json, which the next run reads, summary.md, and details.zip of all that is in work."""
     (out / "parts.json").write_text(json.dumps(outcomes, indent=1))
     lines = ["# What the GPU suite found", ""]
     if rehearsal:
         lines += ["**A rehearsal without a GPU: it shows that the suite runs, and nothing else.**", ""]
     lines += [
-        "Planned: estimates for a data-centre GPU. At most: a part's own limit and what earlier ones left over.",
+        "Planned: estimates for an NVIDIA H200 with 16 processors. At most: a part's own limit and what earlier ones left over. Beside: how",
+        "many other parts ran at the same time. Logs and records are in details.zip.",
         "",
-        "| part | state | seconds | planned | at most | |",
-        "|---|---|---|---|---|---|",
+        "| part | state | seconds | planned | at most | beside | |",
+        "|---|---|---|---|---|---|---|",
     ]
     for part in parts:
         found = outcomes.get(part.name)
         if found is None:
             lines.append(
-                f"| {part.name} | not run yet | | {part.planned:.0f} | {part.limit:.0f} | {part.what} |"
+                f"| {part.name} | not run yet | | {part.planned:.0f} | {part.limit:.0f} | | {part.what} |"
             )
         else:
             lines.append(
                 f"| {part.name} | {found['state']} | {found['seconds']:.0f} | {part.planned:.0f} "
-                f"| {found.get('limit', part.limit):.0f} | {found['what']} |"
+                f"| {found.get('limit', part.limit):.0f} | {found.get('beside') or ''} | {found['what']} |"
             )
     for part in parts:
         found = outcomes.get(part.name)
         if found is not None and found["state"] == "FAILED":
-            lines += ["", f"## {part.name}", "", *_failures(out, part.name)]
-    for title, file in (
-        ("The machine", "machine.log"),
-        ("Selftest", "selftest.log"),
-        ("Benchmarks", "gpu.md"),
+            lines += ["", f"## {part.name}", "", *_failures(work, part.name)]
+    for title, path in (
+        ("The machine", work / "machine.log"),
+        ("Selftest", work / "selftest.log"),
+        ("Selftest of Triton", work / "selftest-triton.log"),
+        ("Benchmarks", out / "gpu.md"),
     ):
-        path = out / file
         if path.exists():
             text = path.read_text(errors="replace")
-            if file == "selftest.log":  # the table at its end
+            if path.name.startswith("selftest"):  # the table at its end
                 text = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-            table = file != "machine.log"
+            table = path.name != "machine.log"
             lines += ["", f"## {title}", "", *([text] if table else ["```", text.rstrip(), "```"])]
     (out / "summary.md").write_text("\n".join(lines) + "\n")
+    _pack(work, out / "details.zip")
 
 
-def _failures(out: Path, name: str) -> list[str]:
+def _pack(folder: Path, path: Path) -> None:
+    """The folder's files in one: a borrowed machine may give back eight."""
+    partial = path.with_suffix(".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                archive.write(file, file.name)
+    partial.replace(path)
+
+
+def unpack(out: Path, work: Path) -> None:
+    """Logs and records of the runs before, which their parts' next run replaces."""
+    if (out / "details.zip").exists():
+        with zipfile.ZipFile(out / "details.zip") as archive:
+            archive.extractall(work)
+
+
+def _failures(work: Path, name: str) -> list[str]:
     """The failed tests with the error that each ended in; of other parts the end of their log."""
-    failed = [line for line in json_lines(out / f"{name}.jsonl") if line["outcome"] == "failed"]
+    failed = [line for line in json_lines(work / f"{name}.jsonl") if line["outcome"] == "failed"]
     if failed:
         return [f"- `{line['node']}`: {_error(line.get('text', ''))[:300]}" for line in failed]
-    log = out / f"{name}.log"
+    log = work / f"{name}.log"
     text = log.read_text(errors="replace").splitlines()[-30:] if log.exists() else []
     return ["```", *text, "```"]
 

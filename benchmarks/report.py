@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import pfgm_fast as pf
+from benchmarks.commit import commit
 
 Row = dict[str, Any]
 """case, data, what; ms, p20, p80, speedup (Gram's time over this one's) and error where they were taken; best, best_peer (the same of the quickest exact peer); bar and aim; note."""
@@ -31,10 +31,6 @@ def _cpu() -> str:
 
 def machine() -> Row:
     """What belongs into every line: processor, threads, versions, commit."""
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -42,7 +38,7 @@ def machine() -> Row:
         "pfgm_fast": pf.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit(),
     }
 
 

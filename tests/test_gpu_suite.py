@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +14,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_cases, gpu_suite, gpu_summary
+from benchmarks import gpu, gpu_cases, gpu_parts, gpu_suite, gpu_summary
+from benchmarks.commit import commit
 from benchmarks.gpu_records import POISONED
 from benchmarks.gpu_setting import Setting
 
@@ -35,6 +37,7 @@ def _suite(out: Path, *parts: str, **more: str) -> subprocess.CompletedProcess[s
     hidden = {
         "PYTHON": sys.executable,
         "OUT": str(out),
+        "WORK": str(out.with_name(f"{out.name}-work")),
         "CUDA_VISIBLE_DEVICES": "",
         "PATH": "/usr/bin:/bin",
         "DATA": "",
@@ -45,16 +48,14 @@ def _suite(out: Path, *parts: str, **more: str) -> subprocess.CompletedProcess[s
 
 
 def test_the_plan_is_below_nine_minutes() -> None:
-    assert [part.name for part in gpu_suite.PARTS][:6] == [
-        "machine",
-        "build",
-        "memcheck",
-        "cuda",
-        "triton",
-        "hopper",
-    ]
+    stages = [[part.name for part in stage] for stage in gpu_suite.STAGES]
+    assert stages[0] == ["machine"] and stages[1] == ["build"] and stages[-1] == ["bench"]
+    assert {"memcheck", "racecheck", "cuda", "triton", "hopper", "selftest", "selftest-triton"} == set(
+        stages[2]
+    )
     assert all(0 < part.planned < part.limit for part in gpu_suite.PARTS)
-    assert sum(part.limit for part in gpu_suite.PARTS) <= gpu_suite.TOTAL <= 540
+    assert sum(max(part.limit for part in stage) for stage in gpu_suite.STAGES) <= gpu_suite.TOTAL <= 540
+    assert sum(part.planned for part in gpu_suite.PARTS) <= gpu_suite.TOTAL  # where nothing runs side by side
     assert gpu_suite.main(["--list"]) == 0
     assert gpu_suite.main(["nonsense"]) == 2
 
@@ -62,13 +63,14 @@ def test_the_plan_is_below_nine_minutes() -> None:
 @pytest.mark.slow
 def test_parts_rehearse_and_those_that_succeeded_are_not_run_twice(tmp_path: Path) -> None:
     out, tool = tmp_path / "results", tmp_path / "bin" / "compute-sanitizer"
+    work = tmp_path / "results-work"
     tool.parent.mkdir()
     tool.write_text(SANITIZER)
     tool.chmod(0o755)
     rehearsal = {"REHEARSE": "1", "PATH": f"{tool.parent}:/usr/bin:/bin"}
     done = _suite(out, "machine", "memcheck", "bench", **rehearsal)
     summary = (out / "summary.md").read_text()
-    assert done.returncode == 0, done.stdout + done.stderr + (out / "memcheck.log").read_text()
+    assert done.returncode == 0, done.stdout + done.stderr + (work / "memcheck.log").read_text()
     assert "A rehearsal without a GPU" in summary
     assert "| build | not run yet |" in summary
     assert "| memcheck | ok |" in summary
@@ -76,7 +78,16 @@ def test_parts_rehearse_and_those_that_succeeded_are_not_run_twice(tmp_path: Pat
     options = (tool.parent / "options").read_text()
     assert "--tool memcheck" in options
     assert "--kernel-name kernel_substring=pfgm" in options
-    assert (out / "memcheck.ready").exists()
+    assert (work / "memcheck.ready").exists()
+    assert {file.name for file in out.iterdir()} == {
+        "summary.md",
+        "parts.json",
+        "gpu.jsonl",
+        "gpu.md",
+        "details.zip",
+    }
+    with zipfile.ZipFile(out / "details.zip") as details:
+        assert {"machine.log", "memcheck.log", "bench.log"} <= set(details.namelist())
     rows = [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
     assert {row["case"] for row in rows} == set(gpu_cases.cases(Setting(torch.device("cpu"), True)))
     assert all(row["rehearsal"] and row["commit"] and row["torch"] for row in rows)
@@ -88,22 +99,88 @@ def test_parts_rehearse_and_those_that_succeeded_are_not_run_twice(tmp_path: Pat
         parts[name] = {"state": "ok", "seconds": 0.0, "what": ""}
     parts["machine"]["state"] = "ok"
     (out / "parts.json").write_text(json.dumps(parts))
-    again = _suite(out, **rehearsal)
+    again = _suite(out, **rehearsal, WORK=str(tmp_path / "another"))
     assert again.returncode == 0
+    assert (tmp_path / "another" / "memcheck.log").exists()  # what the summary is made of came back
     assert again.stdout.count("done before") == len(known)
     assert (out / "gpu.jsonl").stat().st_mtime_ns == before
 
 
+WAITS = """
+import os, pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:3])
+mine.write_text(os.environ.get("OMP_NUM_THREADS", "all"))
+until = time.monotonic() + float(sys.argv[3])
+while not other.exists() and time.monotonic() < until: time.sleep(0.02)
+sys.exit(not other.exists())
+"""
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_parts_of_a_stage_run_at_once_on_their_own_processors(
+    beside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ends well only if it sees the second begin. A third, which hangs, is stopped at its limit meanwhile."""
+
+    def waits(mine: str, other: str) -> Any:
+        files = [str(tmp_path / mine), str(tmp_path / other)]
+        command = [sys.executable, "-c", WAITS, *files, "20" if beside else "0.3"]
+        return lambda suite, part, limit: gpu_parts.plain(suite, part, suite.command(part, command, limit))
+
+    def hangs(suite: gpu_suite.Suite, part: gpu_suite.Part, limit: float) -> gpu_suite.Outcome:
+        return gpu_parts.plain(suite, part, suite.command(part, ["sleep", "60"], 1.0))
+
+    stages = (
+        (
+            gpu_suite.Part("a", 1, 30, waits("a", "b"), "", 3),
+            gpu_suite.Part("b", 1, 30, waits("b", "a"), ""),
+            gpu_suite.Part("hangs", 1, 2, hangs, ""),
+        ),
+    )
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(gpu_suite, "STAGES", stages)
+    monkeypatch.setattr(gpu_suite, "PARTS", stages[0])
+    suite = gpu_suite.Suite(tmp_path / "out", tmp_path, beside=beside)
+    suite.out.mkdir()
+    assert gpu_suite.run_all(suite, ()) == (1 if beside else 2)
+    found = gpu_summary.load(suite.out)
+    assert [found[name]["state"] for name in "ab"] == ["ok" if beside else "FAILED", "ok"]
+    assert "stopped at its time limit" in found["hangs"]["what"]
+    assert [(tmp_path / name).read_text() for name in "ab"] == (["3", "1"] if beside else ["1", "1"])
+
+
+def test_the_commit_is_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMMIT", " 1234abc ")
+    assert commit() == "1234abc"
+    monkeypatch.delenv("COMMIT")
+    monkeypatch.setattr("benchmarks.commit.__file__", str(tmp_path / "benchmarks" / "commit.py"))
+    assert commit() == "unknown"  # a copy without history
+
+    def git(*arguments: str) -> str:
+        settings = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        return subprocess.run(["git", *settings, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()  # fmt: skip
+
+    git("init", "-q")
+    (tmp_path / "file").write_text("1")
+    git("add", "file")
+    git("commit", "-qm", "one")
+    assert commit() == git("rev-parse", "--short", "HEAD")
+    (tmp_path / "file").write_text("2")
+    assert commit() == git("rev-parse", "--short", "HEAD") + "-dirty"
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"
+
+
 def test_what_cannot_run_says_why(tmp_path: Path) -> None:
     """A tool that is absent is a skipped part; no GPU is a failed one. The others go on."""
-    done = _suite(tmp_path, "machine", "memcheck", "racecheck")
+    done = _suite(tmp_path / "out", "machine", "memcheck", "racecheck")
     assert done.returncode == 1
-    summary = (tmp_path / "summary.md").read_text()
+    summary = (tmp_path / "out" / "summary.md").read_text()
     for tool in ("memcheck", "racecheck"):
         assert f"| {tool} | skipped |" in summary
     assert "compute-sanitizer is not on the PATH" in summary
     assert "| machine | FAILED |" in summary
-    assert "PyTorch sees no CUDA device" in (tmp_path / "machine.log").read_text()
+    assert "PyTorch sees no CUDA device" in (tmp_path / "out-work" / "machine.log").read_text()
 
 
 def test_a_sanitizer_that_refuses_the_machine_is_a_reason(tmp_path: Path) -> None:
@@ -140,11 +217,12 @@ def _part(
     """The outcome of a part whose tests are `text`; each test's outcome as the JUnit file has it."""
     (tmp_path / "their").mkdir()
     (tmp_path / "their" / "test_them.py").write_text(text)
-    suite = gpu_suite.Suite(tmp_path, False, tests=str(tmp_path / "their"))
-    part = gpu_suite.Part("cuda", 1, limit, gpu_suite.tests("test", shards, patience), "")
+    suite = gpu_suite.Suite(tmp_path, tmp_path, tests=str(tmp_path / "their"))
+    part = gpu_suite.Part("cuda", 1, limit, gpu_parts.tests("test", shards, patience), "")
     outcome = part.run(suite, part, limit)
     outcome.seconds = 1.0
-    gpu_summary.write(tmp_path, [part], {"cuda": vars(outcome)}, False)
+    (tmp_path / "out").mkdir()
+    gpu_summary.write(tmp_path / "out", tmp_path, [part], {"cuda": vars(outcome)}, False)
     found = {}
     for case in ElementTree.parse(tmp_path / "cuda.xml").iter("testcase"):
         found[case.attrib["name"]] = case[0].tag if len(case) else "passed"
@@ -160,7 +238,7 @@ def test_a_lost_device_a_hang_and_a_crash_cost_one_test_each(tmp_path: Path) -> 
     assert outcome.state == "FAILED"
     assert "3 passed" in outcome.what
     assert "3 fresh processes" in outcome.what
-    summary = (tmp_path / "summary.md").read_text()
+    summary = (tmp_path / "out" / "summary.md").read_text()
     for said in ("illegal memory access", "hung for 8 s", "its process ended with -6", "assert (1 + 1) == 3"):
         assert said in summary, said
 

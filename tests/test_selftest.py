@@ -263,3 +263,14 @@ def test_time_that_is_up_and_backends_that_cannot_run_are_no_misses() -> None:
     with pytest.raises(ArgumentError, match="backends must be"):
         pf.selftest(("nonsense",))
     assert main(["selftest", "--backend", "nonsense"]) == 2
+
+
+def test_what_compiles_takes_its_turn_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a time that is up leaves out cases of Triton alone; the fused steps, too, begin none then."""
+    real = dispatch.backend
+    triton = SimpleNamespace(unavailable=lambda: None)
+    monkeypatch.setattr(dispatch, "backend", lambda name: triton if name == "triton" else real(name))
+    rows = pf.selftest(("triton", "reference"), seconds=0).rows
+    assert [row.backend for row in rows] == sorted(row.backend for row in rows)  # reference before triton
+    assert {row.backend for row in rows if row.case.startswith("steps")} == {"triton", "reference"}
+    assert all(row.note == "not run: the time is up" for row in rows)
