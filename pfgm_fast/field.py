@@ -121,6 +121,19 @@ def posterior_mean(
     return mean.view(x.shape)
 
 
+def posterior(
+    x: Tensor,  # (B, *shape)
+    r: Tensor | float,  # (B,)
+    charges: Charges | Tensor,  # (M, *shape)
+    aug_dim: float = 1.0,
+    *,
+    labels: Tensor | None = None,  # (B,)
+) -> tuple[Tensor, Tensor]:
+    """`posterior_mean` (B, *shape) and `log_partition` (B,) float64, which it needs anyway, in one pass. Raises: as `posterior_mean`."""
+    mean, lse = _over_classes(lambda ops, query: ops.posterior_mean(*query), x, r, charges, aug_dim, labels)
+    return mean.view(x.shape), lse
+
+
 def poisson_field(
     x: Tensor,  # (B, *shape)
     r: Tensor | float | None = None,  # (B,)

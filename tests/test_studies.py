@@ -10,6 +10,7 @@ import torch
 import pfgm_fast as pf
 from pfgm_fast import data
 from pfgm_fast.cli import main
+from pfgm_fast.field import posterior
 from pfgm_fast.studies import (
     edm_weight,
     effective_charges,
@@ -101,6 +102,10 @@ def test_effective_charges_are_one_over_the_sum_of_squared_weights(aug_dim, weig
     for r in (0.1, 2.0, 50.0):
         expected = 1 / weights(x, charges, r, aug_dim).square().sum(1)
         torch.testing.assert_close(effective_charges(x, r, charges, aug_dim), expected, rtol=1e-8, atol=0)
+        mean, partition = posterior(x, r, charges, aug_dim)
+        assert torch.equal(mean, pf.posterior_mean(x, r, charges, aug_dim))
+        found = effective_charges(x, r, charges, aug_dim, partition=partition)
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("aug_dim", [1.0, 64.0, math.inf])

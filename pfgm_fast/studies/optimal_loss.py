@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from pfgm_fast import checks
 from pfgm_fast.charges import Charges, as_charges
 from pfgm_fast.errors import ArgumentError
-from pfgm_fast.field import posterior_mean
+from pfgm_fast.field import posterior
 from pfgm_fast.methods.base import poisson_prior, randn
 from pfgm_fast.studies.points import PointFile
 from pfgm_fast.studies.weights import effective_charges
@@ -151,10 +151,10 @@ def _point(
         images = charges.values(part)
         labels = charges.labels[part] if conditional and charges.labels is not None else None
         x = perturbed(images, sigma, aug_dim, generator)
-        mean = posterior_mean(x, r, charges, aug_dim, labels=labels)
+        mean, partition = posterior(x, r, charges, aug_dim, labels=labels)
         losses.append((images - mean).double().square().flatten(1).mean(1))
         if first < effective_queries:
-            effective.append(effective_charges(x, r, charges, aug_dim, labels=labels))
+            effective.append(effective_charges(x, r, charges, aug_dim, labels=labels, partition=partition))
     every = torch.cat(losses)
     spread = float(every.std(correction=1)) / math.sqrt(len(every)) if len(every) > 1 else math.nan
     median = float(torch.cat(effective).median()) if effective else None

@@ -22,16 +22,18 @@ def effective_charges(
     aug_dim: float = 1.0,
     *,
     labels: Tensor | None = None,  # (B,)
+    partition: Tensor | None = None,  # (B,)
 ) -> Tensor:
     """1/Σ_j w_j² (B,) float64, from 1 (one charge is all that a query sees) to M (all alike): Kish's effective sample size.
 
     Two log-partition functions give it: w_j² are the weights of the exponent N + D instead of (N + D)/2 (D = ∞: of σ/√2), so
-    Σ w² = Z(2p)/Z(p)². Nothing of size B × M is kept. Raises: as `posterior_mean`.
+    Σ w² = Z(2p)/Z(p)². Nothing of size B × M is kept. partition: log Z(p) where it is known, as `field.posterior` gives it.
+    Raises: as `posterior_mean`.
     """
     charges = as_charges(charges)
     dim, aug_dim = charges.dim, checks.aug_dim(aug_dim)
     squared = charges if charges.log_weights is None else charges.reweighted(charges.log_weights.mul(2).exp())
-    once = log_partition(x, r, charges, aug_dim, labels=labels)
+    once = log_partition(x, r, charges, aug_dim, labels=labels) if partition is None else partition
     if math.isinf(aug_dim):
         twice = log_partition(x, r / math.sqrt(2), squared, aug_dim, labels=labels)
     else:
