@@ -22,7 +22,7 @@ import torch
 from benchmarks.gpu_cases import cases
 from benchmarks.gpu_records import POISONED, device_lost
 from benchmarks.gpu_report import machine, markdown
-from benchmarks.gpu_setting import Setting
+from benchmarks.gpu_setting import Setting, read_ahead
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,8 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--device cpu is a rehearsal: give --tiny too")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = (
+        4  # of the ways to compute a convolution that are tried, the likeliest
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     setting = Setting(torch.device(options.device), options.tiny, options.data)
+    if setting.data:
+        read_ahead(setting.data)
     facts, failed = machine(setting), 0
     file = options.out / "gpu.jsonl"
     rows = _rows_before(file) if options.resume else []

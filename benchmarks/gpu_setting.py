@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,17 +40,22 @@ def row(what: str, took: Measured, **more: Any) -> dict[str, Any]:
 
 
 @cache
-def _data(path: str) -> Tensor:
-    """(M, N) bytes of the images at `path`, decoded once a run."""
+def read_ahead(path: str) -> Future[np.ndarray]:
+    """Begin to decode the images at `path`, in a process of its own: cases that need none are measured meanwhile."""
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn")).submit(_decoded, path)
+
+
+def _decoded(path: str) -> np.ndarray:
+    """(M, N) bytes."""
     from pfgm_fast import data
 
-    return data.load(path).images.flatten(1)
+    return data.load(path).images.flatten(1).numpy()
 
 
 def images(setting: Setting, count: int, dim: int) -> Tensor:
     """(count, dim) bytes: the given data where they fit, else random fields with natural images' 1/f spectrum."""
     if setting.data and dim == 3072:
-        flat = _data(setting.data)
+        flat = torch.from_numpy(read_ahead(setting.data).result())
         if len(flat) >= count and flat.shape[1] == dim:
             return flat[:count].to(setting.device)
     side = max(2, math.ceil(math.sqrt(dim / 3)))
