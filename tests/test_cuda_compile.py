@@ -26,7 +26,7 @@ REGISTERS = {
     "split_charge_digits_kernel": 64,  # likewise
     "refine_kernel": 64,  # 512 threads, two blocks
     "weighted_sum_kernel": 128,  # 512 threads, one block
-    "small_n_kernel": 128,  # 512 threads, one block
+    "small_n_kernel": 255,  # 256 threads, one block (512: the bound 128 is in the source)
     "weights_kernel": 128,  # 256 threads, two blocks (three: the bound 80 is in the source)
     "merge_gaps_kernel": 64,  # 256 threads, four blocks
     "weighted_difference_kernel": 168,  # 128 threads, three blocks

@@ -142,6 +142,17 @@ def test_bad_rows_become_nan_and_others_do_not(dim: int, byte: bool) -> None:
             torch.testing.assert_close(outputs[0][[0, 2]], expected[[0, 2]])
 
 
+@pytest.mark.parametrize("dim", [2, 20, 64])
+@pytest.mark.parametrize("byte", [False, True], ids=["float", "bytes"])
+def test_a_heavy_charge_that_is_not_the_nearest(dim: int, byte: bool) -> None:
+    """Its weight q makes it the only charge of most queries, and the anchor another."""
+    y = torch.randint(0, 256, (40, dim), dtype=torch.uint8) if byte else torch.randn(40, dim)
+    weights = torch.full((40,), 1e-30)
+    weights[17] = 1.0
+    x = pf.Charges(y).values()[:12] + 0.05 * torch.randn(12, dim)
+    assert _field_error(Case(x, torch.logspace(-2, 1, 12) + 0.1, y, 1.0, weights)) <= TOLERANCE
+
+
 def test_zero_field_on_a_lone_charge() -> None:
     for dim in (6, 40):
         y = torch.randn(1, dim)

@@ -146,7 +146,15 @@ __device__ __forceinline__ float add_rounded(float a, float b) { return __fadd_r
 __device__ __forceinline__ double add_rounded(double a, double b) { return __dadd_rn(a, b); }
 __device__ __forceinline__ float reciprocal(float a) { return __frcp_rn(a); }
 __device__ __forceinline__ double reciprocal(double a) { return __drcp_rn(a); }
+/// 1/√a; float: to 2^-22.9, denormal numbers count as 0.
+__device__ __forceinline__ float reciprocal_root(float a) {
+  float root;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(a));
+  return root;
+}
+__device__ __forceinline__ double reciprocal_root(double a) { return rsqrt(a); }
 #else
+using emulate::reciprocal_root;
 template <class T>
 T multiply_rounded(T a, T b) {
   return a * b;

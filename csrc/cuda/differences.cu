@@ -16,8 +16,8 @@ Differences<T> take_differences(const FieldCall& call, Arena& arena, bool sums) 
   if (!sums) return result;
   const bool score = call.op == FieldOp::kScore;
   result.sets = score ? 2 : 1;
-  result.splits = weighted_difference_splits(
-      B, M, N, score ? WeightedDifferenceShared<T, 2>::kRows : WeightedDifferenceShared<T, 1>::kRows);
+  result.splits =
+      score ? weighted_difference_splits<T, 2>(B, M, N) : weighted_difference_splits<T, 1>(B, M, N);
   result.weights = arena.take<T>(B * M);
   result.rates = score ? arena.take<T>(B * M) : nullptr;
   result.partial = arena.take<T>(result.splits * result.sets * B * N);
@@ -51,14 +51,15 @@ void finish_by_differences(const FieldCall& call, WeightCall<T, C> weights, cons
                                                 N,
                                                 memory.splits,
                                                 weights.divisor,
-                                                weights.offset};
+                                                weights.offset,
+                                                call.log_weights != nullptr};
   if (score) launch_weighted_difference<2>(difference, call.stream);
   else launch_weighted_difference<1>(difference, call.stream);
-  launch_finish(
-      FinishCall<T, C>{call.op, weights.x, weights.r, static_cast<const T*>(call.r_next), weights.charges,
-                       weights.state, memory.partial, B, N, memory.splits, memory.sets, weights.divisor,
-                       weights.offset, static_cast<T*>(call.out), static_cast<T*>(call.gradient)},
-      call.stream);
+  launch_finish(FinishCall<T, C>{call.op, weights.x, weights.r, static_cast<const T*>(call.r_next),
+                                 weights.charges, weights.state, memory.partial, B, N, memory.splits,
+                                 memory.sets, weights.divisor, weights.offset, call.log_weights != nullptr,
+                                 static_cast<T*>(call.out), static_cast<T*>(call.gradient)},
+                call.stream);
 }
 
 template Differences<float> take_differences(const FieldCall&, Arena&, bool);

@@ -22,6 +22,7 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <random>
@@ -345,6 +346,19 @@ inline float to_float(Half value) {
                                           : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
   return sign ? -magnitude : magnitude;
 }
+
+// ---- approximations
+// ------------------------------------------------------------------------------------------------------
+
+/// 1/√a as rsqrt.approx.ftz.f32 may have it: off by up to 2^-22.9 (PTX ISA), here by as much, up or down.
+inline float reciprocal_root(float a) {
+  if (a < std::numeric_limits<float>::min()) return INFINITY;
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  const double error = std::exp2(-22.9) * (bits * 0x9e3779b9u >> 31 ? 1 : -1);
+  return static_cast<float>((1 + error) / std::sqrt(static_cast<double>(a)));
+}
+inline double reciprocal_root(double a) { return 1 / std::sqrt(a); }
 
 }  // namespace pfgm::emulate
 

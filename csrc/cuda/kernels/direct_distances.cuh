@@ -2,11 +2,14 @@
 // a part of k.
 //
 // Tiling: 64 queries × 64 charges a block of 256 threads, 4 × 4 pairs a thread, 32 elements of N at a time
-// through shared memory. Each 32 are summed in T, then added to a float pair (LongSum): the error does not
-// grow with N. Cost: 2 operations (subtract, fused multiply-add) per pair and element; reads charges ⌈B/64⌉
-// times, queries ⌈M/64⌉ times (mostly from L2); writes 8 bytes a pair. Bound by the arithmetic of plain
-// cores: the way for everything that has no better.
+// through shared memory; the next 32 are on their way meanwhile, four elements a load. Each 32 are summed in
+// T, then added to a float pair (LongSum): the error does not grow with N. Cost: 2 operations (subtract,
+// fused multiply-add) per pair and element, and a fifth more around them; reads charges ⌈B/64⌉ times, queries
+// ⌈M/64⌉ times (mostly from L2); writes 8 bytes a pair. Bound by the arithmetic of plain cores: the way for
+// everything that has no better.
 #pragma once
+
+#include <type_traits>
 
 #include "../device.h"
 #include "gaps.cuh"
@@ -27,17 +30,37 @@ struct DistanceCall {
   int* arrived;      // (batch): set to 0 for the kernels behind
   int64_t batch, count, dim, splits;
   T divisor, offset;
+  bool aligned;  // four elements of a row are one load
 };
 
 template <class T>
 struct DistanceShared {
-  // Written along k, read along charges in vectors of four: the padding keeps vectors aligned and spreads the
-  // writes over banks.
-  static constexpr int kPitch = kDistanceTile + 16 / static_cast<int>(sizeof(T));
-  alignas(16) T charge[kDistanceDepth][kPitch];
-  alignas(16) T query[kDistanceDepth][kPitch];
-  alignas(16) T along[kDistanceDepth][kPitch];
+  alignas(16) T charge[kDistanceDepth][kDistanceTile];
+  alignas(16) T query[kDistanceDepth][kDistanceTile];
+  alignas(16) T along[kDistanceDepth][kDistanceTile];
 };
+
+/// Where in a line of DistanceShared the four rows from 4 `four` on lie, for elements 4 `element_four` to +
+/// 3: written along k, read along rows, and a warp meets every bank once in both.
+__device__ __forceinline__ int place_of(int four, int element_four) { return 4 * (four ^ element_four); }
+static_assert(kDistanceDepth == 4 * 8 && kDistanceTile >= 4 * 8);
+
+/// Elements [k, k + 4) of a row, of which those from `end` on count as 0; where rows are aligned with one
+/// load.
+template <class T>
+__device__ __forceinline__ Vector<T, 4> load_four(const T* row, int64_t k, int64_t end, bool inside,
+                                                  bool aligned) {
+  Vector<T, 4> four{};
+  if (!inside) return four;
+  if (aligned) {
+    if (k < end) four = load<T, 4>(row + k);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (k + i < end) four.at[i] = row[k + i];
+  }
+  return four;
+}
 
 template <class T, class C, bool kProject>
 __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1)
@@ -53,37 +76,61 @@ __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1)
   const int lane_charge = threadIdx.x % 16, lane_query = threadIdx.x / 16;
   const Values<T> values(call.divisor, call.offset);
 
-  LongSum<T> total[4][4];
-  for (int64_t k0 = begin; k0 < end; k0 += kDistanceDepth) {
+  // A thread brings four elements of every 32nd row.
+  constexpr int kStep = kDistanceThreads / 8, kBrought = kDistanceTile / kStep;
+  const int my_row = static_cast<int>(threadIdx.x) / 8, my_four = threadIdx.x % 8;
+  Vector<C, 4> next_charge[kBrought];
+  Vector<T, 4> next_query[kBrought], next_along[kBrought];
+  const auto fetch = [&](int64_t k) {
+    k += 4 * my_four;
 #pragma unroll
-    for (int i = 0; i < kDistanceTile * kDistanceDepth / kDistanceThreads; ++i) {
-      const int row =
-          static_cast<int>(threadIdx.x) / kDistanceDepth + i * (kDistanceThreads / kDistanceDepth);
-      const int k = threadIdx.x % kDistanceDepth;
-      const bool inside = k0 + k < end;
-      const int64_t charge = charge_begin + row, query = query_begin + row;
-      shared.charge[k][row] =
-          inside && charge < call.count ? values(call.charges[charge * call.dim + k0 + k]) : T(0);
-      shared.query[k][row] = inside && query < call.batch ? call.x[query * call.dim + k0 + k] : T(0);
+    for (int i = 0; i < kBrought; ++i) {
+      const int64_t charge = charge_begin + my_row + i * kStep, query = query_begin + my_row + i * kStep;
+      next_charge[i] = load_four(call.charges + charge * call.dim, k, end, charge < call.count, call.aligned);
+      next_query[i] = load_four(call.x + query * call.dim, k, end, query < call.batch, call.aligned);
       if constexpr (kProject)
-        shared.along[k][row] = inside && query < call.batch ? call.u[query * call.dim + k0 + k] : T(0);
+        next_along[i] = load_four(call.u + query * call.dim, k, end, query < call.batch, call.aligned);
     }
+  };
+  const auto put = [&](int64_t k) {
+#pragma unroll
+    for (int i = 0; i < kBrought; ++i)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = my_row + i * kStep, place = place_of(row / 4, my_four) + row % 4;
+        T charge = values(next_charge[i].at[e]);
+        if constexpr (sizeof(C) == 1)  // the byte 0 is another value
+          if (k + 4 * my_four + e >= end || charge_begin + row >= call.count) charge = 0;
+        shared.charge[4 * my_four + e][place] = charge;
+        shared.query[4 * my_four + e][place] = next_query[i].at[e];
+        if constexpr (kProject) shared.along[4 * my_four + e][place] = next_along[i].at[e];
+      }
+  };
+
+  LongSum<T> total[4][4];
+  if (begin < end) fetch(begin);
+  for (int64_t k0 = begin; k0 < end; k0 += kDistanceDepth) {
+    put(k0);
     __syncthreads();
+    if (k0 + kDistanceDepth < end) fetch(k0 + kDistanceDepth);
     T sum[4][4] = {};
-#pragma unroll 8
-    for (int k = 0; k < kDistanceDepth; ++k) {
-      const auto y = load<T, 4>(&shared.charge[k][4 * lane_charge]),
-                 x = load<T, 4>(&shared.query[k][4 * lane_query]);
-      Vector<T, 4> u;
-      if constexpr (kProject) u = load<T, 4>(&shared.along[k][4 * lane_query]);
+#pragma unroll 2
+    for (int four = 0; four < kDistanceDepth / 4; ++four) {
+      const int charges = place_of(lane_charge, four), queries = place_of(lane_query, four);
 #pragma unroll
-      for (int q = 0; q < 4; ++q)
+      for (int k = 4 * four; k < 4 * four + 4; ++k) {
+        const auto y = load<T, 4>(&shared.charge[k][charges]), x = load<T, 4>(&shared.query[k][queries]);
+        Vector<T, 4> u;
+        if constexpr (kProject) u = load<T, 4>(&shared.along[k][queries]);
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const T difference = y.at[c] - x.at[q];
-          if constexpr (kProject) sum[q][c] += difference * u.at[q];
-          else sum[q][c] += difference * difference;
-        }
+        for (int q = 0; q < 4; ++q)
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const T difference = y.at[c] - x.at[q];
+            if constexpr (kProject) sum[q][c] += difference * u.at[q];
+            else sum[q][c] += difference * difference;
+          }
+      }
     }
     __syncthreads();
 #pragma unroll
@@ -125,12 +172,16 @@ __global__ void __launch_bounds__(kDistanceThreads, sizeof(T) == 4 ? 2 : 1)
 inline int64_t distance_splits(int64_t batch, int64_t count, int64_t dim) {
   const int64_t tiles = ceil_div<int64_t>(batch, kDistanceTile) * ceil_div<int64_t>(count, kDistanceTile);
   int64_t splits = 1;
-  while (tiles * splits < 4 * multiprocessors() && dim / (2 * splits) >= 256 && splits < 8) splits *= 2;
+  while (tiles * splits < 3 * multiprocessors() && dim / (2 * splits) >= 256 && splits < 8) splits *= 2;
   return splits;
 }
 
 template <bool kProject, class T, class C>
-void launch_distances(const DistanceCall<T, C>& call, Stream stream) {
+void launch_distances(DistanceCall<T, C> call, Stream stream) {
+  const auto on = [](const auto* pointer) {
+    return reinterpret_cast<uintptr_t>(pointer) % alignof(Vector<std::decay_t<decltype(*pointer)>, 4>) == 0;
+  };
+  call.aligned = call.dim % 4 == 0 && on(call.x) && on(call.charges) && on(call.u);
   const int64_t tiles =
       ceil_div<int64_t>(call.batch, kDistanceTile) * ceil_div<int64_t>(call.count, kDistanceTile);
   launch<distance_kernel<T, C, kProject>>(tiles * call.splits, kDistanceThreads, sizeof(DistanceShared<T>),

@@ -22,6 +22,7 @@ struct FinishCall {
   const T* partial;       // (splits, sets, batch, dim)
   int64_t batch, dim, splits, sets;
   T divisor, offset;
+  bool weighted;
   T* out;       // (batch, dim)
   T* gradient;  // (batch, dim), score
 };
@@ -35,9 +36,11 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(FinishCall<T, C>
   if (column >= call.dim) return;
   const RowState state = call.state[row];
   const int64_t at = row * call.dim + column, set = call.batch * call.dim;
+  const int64_t splits = needs_sum(state, call.weighted) ? call.splits : 0;
   const auto merged = [&](int64_t which) {
     double sum = 0;
-    for (int64_t s = 0; s < call.splits; ++s)
+#pragma unroll 8
+    for (int64_t s = 0; s < splits; ++s)
       sum += static_cast<double>(call.partial[(s * call.sets + which) * set + at]);
     return sum / state.total;
   };

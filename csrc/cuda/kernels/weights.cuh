@@ -34,6 +34,11 @@ struct RowState {
   int used;             // charges with a weight above 0
 };
 
+/// Whether a row's sum of differences around the anchor may be other than 0.
+__device__ __forceinline__ bool needs_sum(const RowState& state, bool weighted) {
+  return state.used > 1 || weighted;  // with weights q the one charge need not be the anchor
+}
+
 /// What one block found in its part of a row.
 struct RowPart {
   double total, rate_total, trace, digit_total;
