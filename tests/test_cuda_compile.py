@@ -30,7 +30,7 @@ REGISTERS = {
     "weights_kernel": 128,  # 256 threads, two blocks (three: the bound 80 is in the source)
     "merge_gaps_kernel": 64,  # 256 threads, four blocks
     "weighted_difference_kernel": 168,  # 128 threads, three blocks
-    "distance_kernel": 168,  # 256 threads, two blocks (float: the bound 128 is in the source)
+    "distance_kernel": 255,  # 256 threads, one block (float: two, the bound 128 is in the source)
     "step_kernel": 128,  # 256 threads, four blocks (heun_step: two): bound by memory, many loads in flight
     "step_update_kernel": 64,
     "step_squares_kernel": 64,
