@@ -88,10 +88,10 @@ class Report:
             sum(row.error is not None or not row.ok for row in self.rows),
             sum(not row.ok for row in self.rows),
         )
-        lines += [
-            "",
-            f"{ran} checks in {self.seconds:.0f} s: {f'{missed} MISSED' if missed else 'all passed'}",
-        ]
+        said = f"{missed} MISSED" if missed else "all passed" if ran else "nothing could be checked"
+        left = sum(row.note == TIME_IS_UP for row in self.rows)
+        more = f"; {left} not run: the time was up" if left else ""
+        lines += ["", f"{ran} checks in {self.seconds:.0f} s: {said}{more}"]
         return "\n".join(lines)
 
 

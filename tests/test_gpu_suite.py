@@ -183,6 +183,15 @@ def test_what_cannot_run_says_why(tmp_path: Path) -> None:
     assert "PyTorch sees no CUDA device" in (tmp_path / "out-work" / "machine.log").read_text()
 
 
+def test_a_selftest_that_checks_nothing_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    suite = gpu_suite.Suite(tmp_path, tmp_path)
+    part = next(part for part in gpu_suite.PARTS if part.name == "selftest-triton")
+    outcome = part.run(suite, part, 60.0)
+    assert outcome.state == "skipped"
+    assert "nothing could be checked" in outcome.what
+
+
 def test_a_sanitizer_that_refuses_the_machine_is_a_reason(tmp_path: Path) -> None:
     fake = tmp_path / "bin" / "compute-sanitizer"
     fake.parent.mkdir()

@@ -259,6 +259,9 @@ def test_time_that_is_up_and_backends_that_cannot_run_are_no_misses() -> None:
     report = pf.selftest(seconds=0)
     assert report.ok
     assert any(row.note == "not run: the time is up" for row in report.rows)
+    assert re.search(
+        r"^0 checks in 0 s: nothing could be checked; \d+ not run: the time was up$", str(report), re.M
+    )
     assert all(row.note.startswith("does not run here: ") for row in report.rows if row.backend == "cuda")
     with pytest.raises(ArgumentError, match="backends must be"):
         pf.selftest(("nonsense",))
