@@ -16,8 +16,11 @@ from tests.test_cuda_bytes import _call, _case
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 PROGRAM = r"""
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <string>
 #include "kernels/distance_gemm_hopper.cuh"
 using namespace pfgm;
@@ -75,6 +78,39 @@ bool right(const int8_t* x, const uint8_t* y, const int32_t* got, int64_t batch,
   return true;
 }
 
+/// The other digits of the first `open` queries of a shuffled list, by Hopper's kernel and by RestTile: all that is written, to the bit.
+/// What is not multiplied lies beside what is; a query that is not finite is among them.
+bool same_rest(DistanceGemmCall call, int open) {
+  std::vector<int8_t> rest(rest_rows(call.batch) * call.dim, 77), digits(call.digits, call.digits + call.batch * call.dim);
+  for (int digit = 1; digit < 3; ++digit)
+    for (int64_t k = 0; k < call.batch * call.dim; ++k) digits.push_back(static_cast<int8_t>((k + digit) * (k + 5) * 2654435761u >> 13));
+  std::vector<int> list(call.batch);
+  for (int i = 0; i < call.batch; ++i) list[i] = static_cast<int>((i * 37 + 11) % call.batch);  // 37 does not divide a batch here
+  std::vector<double> scale(call.batch), norms(call.count);
+  for (int i = 0; i < call.batch; ++i) scale[i] = i == list[0] ? NAN : 1e-4 * (1 + i % 7) / 3;
+  for (int64_t j = 0; j < call.count; ++j) norms[j] = 100.0 / (1 + j % 13);
+  for (int64_t k = 0; k < call.batch * call.count; ++k) call.leading[k] = static_cast<int32_t>((k * k + 17) * 2246822519u) / 64;
+  for (int64_t place = 0; place < open; ++place)
+    for (int digit = 1; digit < 3; ++digit)
+      memcpy(rest.data() + rest_row(place, digit) * call.dim, digits.data() + (digit * call.batch + list[place]) * call.dim, call.dim);
+  auto* aligned = static_cast<int8_t*>(aligned_alloc(16, (rest.size() + 15) / 16 * 16));
+  memcpy(aligned, rest.data(), rest.size());
+  auto* all = static_cast<int8_t*>(aligned_alloc(16, digits.size()));
+  memcpy(all, digits.data(), digits.size());
+  call.digits = all, call.scale = scale.data(), call.sq_norms = norms.data(), call.splits = 1, call.divisor = 127.5;
+  call.open = list.data(), call.open_count = &open;
+  std::vector<double> gaps[2], least[2];
+  for (int way = 0; way < 2; ++way) {
+    gaps[way].assign(call.batch * call.count, -7), least[way].assign(call.batch * groups_of(call.count), -7);
+    call.gaps = gaps[way].data(), call.least = least[way].data();
+    if (way == 0) launch_distance_gemm<RestTile>(call, emulate::current_stream(0));
+    else launch_rest_by_hopper(call, aligned, emulate::current_stream(0));
+  }
+  const auto equal = [](const std::vector<double>& a, const std::vector<double>& b) { return memcmp(a.data(), b.data(), 8 * a.size()) == 0; };
+  const int64_t written = std::count_if(gaps[1].begin(), gaps[1].end(), [](double gap) { return gap != -7; });
+  return equal(gaps[0], gaps[1]) && equal(least[0], least[1]) && written == open * call.count;
+}
+
 int main(int, char** arguments) {
   const int64_t batch = atoi(arguments[1]), count = atoi(arguments[2]), dim = atoi(arguments[3]);
   fault = arguments[4];
@@ -84,10 +120,14 @@ int main(int, char** arguments) {
   for (int64_t k = 0; k < count * dim; ++k) y[k] = static_cast<uint8_t>((k + 7) * (k + 3) * 2246822519u >> 16);
   std::vector<int32_t> out(batch * count, -1);
   try {
+    DistanceGemmCall call{};
+    call.digits = x, call.charges = y, call.batch = batch, call.count = count, call.dim = dim, call.leading = out.data();
+    if (fault.starts_with("rest ")) {
+      std::printf(same_rest(call, atoi(fault.c_str() + 5)) ? "the same\n" : "not the same\n");
+      return 0;
+    }
     if (fault == "kernel") {
-      DistanceGemmCall call{};
-      call.digits = x, call.charges = y, call.batch = batch, call.count = count, call.dim = dim, call.leading = out.data();
-      launch_distance_gemm_hopper(call, emulate::current_stream(0));
+      launch_first_by_hopper(call, emulate::current_stream(0));
     } else {
       launch<planted>(1, 160, 2 * 320 * 128 + 2048, emulate::current_stream(0), make_tensor_map(x, batch, dim, 64), make_tensor_map(y, count, dim, 256),
              static_cast<int>(ceil_div<int64_t>(dim, 128)), out.data());
@@ -131,6 +171,26 @@ def _run(program: Path, shape: tuple[int, int, int], fault: str, order: str = "f
 )
 def test_products_are_exact(program: Path, shape: tuple[int, int, int], order: str) -> None:
     assert _run(program, shape, "kernel", order) == "right"
+
+
+@pytest.mark.parametrize(
+    ("shape", "opens"),
+    [
+        ((1, 1, 16), (0, 1)),
+        ((9, 33, 80), (0, 1, 7, 8, 9)),
+        ((65, 300, 144), (1, 31, 32, 33, 63, 64, 65)),  # a warpgroup without rows; one tile of rows, and two
+        ((129, 129, 16), (127, 128, 129)),
+        ((20, 900, 656), (5, 20)),  # the ring of stages wraps; a last round of halves
+        ((15, 1025, 16), (15,)),  # one of whole tiles
+    ],
+    ids=str,
+)
+def test_the_other_digits_are_the_same_bit_for_bit(
+    program: Path, shape: tuple[int, int, int], opens: tuple[int, ...]
+) -> None:
+    for number, queries in enumerate(opens):
+        order = ("forward", "backward", "1")[number % 3]
+        assert _run(program, shape, f"rest {queries}", order) == "the same", queries
 
 
 @pytest.mark.parametrize("order", ["forward", "backward", "1"])

@@ -138,12 +138,8 @@ def test_hoppers_own_path_is_taken_on_hopper_unless_it_is_switched_off(
     assert taken == (asked != "0" and capability == 90)
 
 
-DIGITS, GEMM, HOPPER, SCREEN = (
-    "split_digits_kernel",
-    "distance_gemm_kernel",
-    "distance_gemm_hopper_kernel",
-    "screen_kernel",
-)
+DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
+HOPPER, HOPPER_REST = "distance_gemm_hopper_kernel", "distance_gemm_hopper_rest_kernel"
 WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
 MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
 
@@ -156,9 +152,9 @@ MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_
             "poisson_field",
             (128, 50000, 3072),
             "bytes",
-            [DIGITS, HOPPER, SCREEN, GEMM, WEIGHTS, SUM, BYTE_FINISH],
+            [DIGITS, HOPPER, SCREEN, HOPPER_REST, WEIGHTS, SUM, BYTE_FINISH],
         ),
-        ("log_density", (128, 50000, 3072), "bytes", [DIGITS, HOPPER, SCREEN, GEMM, WEIGHTS]),
+        ("log_density", (128, 50000, 3072), "bytes", [DIGITS, HOPPER, SCREEN, HOPPER_REST, WEIGHTS]),
         ("score", (128, 50000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, DIFFERENCE, FINISH]),
         ("poisson_field", (128, 1000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, SUM, BYTE_FINISH]),
         ("poisson_field", (20, 60000, 784), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),

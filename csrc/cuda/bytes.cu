@@ -15,23 +15,27 @@ namespace {
 using Weights = WeightCall<float, uint8_t>;
 using Digits = DigitCall<float>;
 
-/// One digit for all queries, the others for those that it does not prove to see one charge.
+/// One digit for all queries, the others for those that it does not prove to see one charge. `rest`: memory
+/// for these where Hopper's kernels are taken, or null.
 void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights,
-                      Bounds* bounds, int* proven, int* open) {
-  if (hopper_serves()) launch_distance_gemm_hopper(gemm, call.stream);
+                      Bounds* bounds, int* proven, int* open, int8_t* rest) {
+  if (rest) launch_first_by_hopper(gemm, call.stream);
   else if (gemm.batch > FirstTile::kQueries) launch_distance_gemm<FirstWideTile>(gemm, call.stream);
   else launch_distance_gemm<FirstTile>(gemm, call.stream);
-  launch_screen(ScreenCall{gemm.leading,   digits.scale, digits.residual,    digits.norms,
-                           weights.x,      weights.r,    weights.charges,    gemm.batch,
-                           gemm.count,     gemm.dim,     weights.parts,      weights.divisor,
-                           weights.offset, call.divisor, call.aug_dim,       weights.weight_digits,
-                           weights.state,  bounds,       weights.arrived,    weights.lse,
-                           proven,         open,         digits.counters + 1},
-                call.stream);
+  ScreenCall screen{gemm.leading,   digits.scale, digits.residual,    digits.norms,
+                    weights.x,      weights.r,    weights.charges,    gemm.batch,
+                    gemm.count,     gemm.dim,     weights.parts,      weights.divisor,
+                    weights.offset, call.divisor, call.aug_dim,       weights.weight_digits,
+                    weights.state,  bounds,       weights.arrived,    weights.lse,
+                    proven,         open,         digits.counters + 1};
+  screen.digits = gemm.digits;
+  screen.rest = rest;
+  launch_screen(screen, call.stream);
   gemm.open = open;
   gemm.open_count = digits.counters + 1;
   weights.proven = proven;
-  launch_distance_gemm<RestTile>(gemm, call.stream);
+  if (rest) launch_rest_by_hopper(gemm, rest, call.stream);
+  else launch_distance_gemm<RestTile>(gemm, call.stream);
 }
 
 /// How the first product is cut.
@@ -103,6 +107,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   gemm.least = gemm.splits == 1 ? least : nullptr;
   weights.gaps = gemm.gaps = arena.take<double>(gemm.splits * B * M);
   int *proven = nullptr, *open = nullptr;
+  int8_t* rest = nullptr;
   Bounds* bounds = nullptr;
   if (tile == Tile::kAsNeeded) {
     bounds = arena.take<Bounds>(B * weights.parts);
@@ -112,6 +117,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     gemm.leading = arena.take<int32_t>(B * M);
     proven = arena.take<int>(B);
     open = arena.take<int>(B);
+    if (hopper_serves()) rest = arena.take<int8_t>(rest_rows(B) * N);
   }
   WeightedSumCall sum{weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N)};
   if (by_digits) {
@@ -136,7 +142,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     case Tile::kSlim: launch_distance_gemm<SlimTile>(gemm, call.stream); break;
     case Tile::kNarrow: launch_distance_gemm<NarrowTile>(gemm, call.stream); break;
     case Tile::kWide: launch_distance_gemm<WideTile>(gemm, call.stream); break;
-    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, bounds, proven, open); break;
+    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, bounds, proven, open, rest); break;
   }
   if (gemm.splits > 1) launch_merge_gaps({gemm.gaps, least, B, M, gemm.splits}, call.stream);
   if (!by_digits)

@@ -134,6 +134,8 @@ inline void group_wait(size_t in_flight) {
     fiber.products.erase(fiber.products.begin());
   }
   fiber.fenced = false;
+  exchange(
+      0);  // .sync: a warp's threads wait together, so that none gives back what another has still to read
 }
 /// This thread's part of m64n256k32, signed × unsigned: rows 16 w + lane/4 and 8 more, columns 8 c + 2 (lane
 /// % 4) and the next.

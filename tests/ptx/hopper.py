@@ -281,7 +281,7 @@ class Hopper:
         for group in mine[: len(mine) - in_flight if in_flight else None]:
             for product in group:
                 self._multiply(product)
-            self.groups.remove(group)
+            self.groups = [other for other in self.groups if other is not group]
         self.fenced[mask] = False
         waiting = [product for group in self.groups for product in group] + self.open
         for names, held in self.held.items():

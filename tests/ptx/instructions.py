@@ -55,6 +55,13 @@ class Instructions:
             raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")
         return None
 
+    def _do_setmaxnreg(
+        self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array
+    ) -> None:
+        groups = mask.reshape(-1, 4 * WARP)
+        if (groups.any(1) != groups.all(1)).any():
+            raise PtxError("a warpgroup's registers are shared out by a part of its threads")
+
     def _do_wgmma(self, instruction: Instruction, parts: tuple[str, ...], kind: str, mask: Array) -> None:
         self.hopper.wgmma(instruction, mask)
 

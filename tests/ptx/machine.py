@@ -91,6 +91,10 @@ class Block(Instructions):
         self.pc = np.zeros(threads, np.int64)
         self.alive = np.ones(threads, bool)
         self.waiting = np.zeros(threads, bool)
+        self.apart = np.zeros(threads, bool)  # at a barrier of their warp
+        self.gathered = np.zeros(
+            threads, bool
+        )  # at a warpgroup's first matrix instruction, without others of it
         self.copies: list[Copy] = []
         self.committed = np.zeros(threads, np.int64)  # groups of copies that each thread has committed
         self.hopper = Hopper(self)
@@ -101,8 +105,10 @@ class Block(Instructions):
         with np.errstate(all="ignore"):
             while self.alive.any():
                 self.hopper.wake()
-                runnable = self.alive & ~self.waiting & ~self.hopper.blocked
+                runnable = self.alive & ~self.waiting & ~self.hopper.blocked & ~self.apart & ~self.gathered
                 if not runnable.any():
+                    if (self.apart | self.gathered).any():
+                        raise PtxError("a deadlock: threads wait for others of their warp or warpgroup")
                     if self.hopper.blocked.any():
                         raise PtxError("a deadlock: threads wait for a barrier's phase that nobody ends")
                     self.waiting[:] = False
@@ -147,9 +153,19 @@ class Block(Instructions):
                 self.pc[group & ~mask] = pc + 1
                 return
             if operation in ("bar", "barrier") and mask.any():
-                self.waiting |= mask
                 self.pc[group] = pc + 1
+                if "warp" not in instruction.opcode:
+                    self.waiting |= mask
+                    return
+                self.apart |= mask
+                together = (self.apart | ~self.alive).reshape(-1, WARP).all(1)
+                self.apart &= ~np.repeat(together, WARP)
                 return
+            if operation == "wgmma" and "fence" in instruction.opcode and mask.any():
+                group = group & ~self._gather(mask, pc)
+                if not group.any():
+                    return
+                mask = mask & group
             if mask.any():
                 try:
                     waits = self._execute(instruction, mask)
@@ -170,6 +186,21 @@ class Block(Instructions):
             if pc >= limit:
                 self.pc[group] = pc
                 return
+
+    def _gather(self, mask: Array, pc: int) -> Array:
+        """The threads that must wait at this instruction, because others of their warpgroup have not come."""
+        parted = mask & ~self._warpgroups(mask)
+        self.pc[parted] = pc
+        self.gathered |= parted
+        self.gathered &= ~self._warpgroups(self.gathered | mask)
+        return parted
+
+    def _warpgroups(self, threads: Array) -> Array:
+        """Those of the threads whose whole warpgroup is among them."""
+        size = 4 * WARP
+        count, out = len(threads) // size * size, np.zeros_like(threads)
+        out[:count] = np.repeat(threads[:count].reshape(-1, size).all(1), size)
+        return out
 
     # ---- operands
 

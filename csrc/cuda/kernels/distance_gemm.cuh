@@ -44,6 +44,26 @@ struct DistanceGemmCall {
   int64_t row_length;
 };
 
+/// Where the other digits of the open query `place` (of the list) lie for a kernel whose tile has both: in
+/// rows of `dim` bytes, eight queries' second digits, then the same queries' third.
+constexpr int kRestGroup = 8;
+__device__ __forceinline__ int64_t rest_row(int64_t place, int digit) {
+  return place / kRestGroup * 2 * kRestGroup + (digit - 1) * kRestGroup + place % kRestGroup;
+}
+__host__ __device__ __forceinline__ int64_t rest_rows(int64_t queries) {
+  return ceil_div<int64_t>(queries, kRestGroup) * 2 * kRestGroup;
+}
+
+/// What makes a gap of a product and a charge's norm, rounded alike in every kernel.
+struct GapScale {
+  double product, square;
+  __device__ __forceinline__ GapScale(const DistanceGemmCall& call, int64_t query)
+      : product(-2.0 * call.scale[query]), square(call.divisor * call.divisor) {}
+  __device__ __forceinline__ double gap(double of_digits, double norm) const {
+    return fma(square, norm, product * of_digits);
+  }
+};
+
 /// What a tile makes of its sums: gaps, from all or the first of the digits; products with the first digit as
 /// they are; or gaps for a list of queries, from these products and the other digits.
 enum class GemmOutput { kGaps, kFirst, kRest };
@@ -85,12 +105,13 @@ using RestTile = GemmTile<GemmOutput::kRest, 2, 128, 64, 4, 1, 4>;
 /// with the first.
 __device__ __forceinline__ double add_gap(const DistanceGemmCall& call, int64_t split, int64_t query,
                                           int64_t charge, double product) {
-  double value = -2.0 * call.scale[query] * product;
+  const GapScale scale(call, query);
   if (call.charge_scale)
-    value *= call.charge_scale[charge] * (call.charge_digit == 0   ? 65536.0
-                                          : call.charge_digit == 1 ? 256.0
-                                                                   : 1.0);
-  if (split == 0 && call.charge_digit == 0) value += call.divisor * call.divisor * call.sq_norms[charge];
+    product *= call.charge_scale[charge] * (call.charge_digit == 0   ? 65536.0
+                                            : call.charge_digit == 1 ? 256.0
+                                                                     : 1.0);
+  const double norm = split == 0 && call.charge_digit == 0 ? call.sq_norms[charge] : 0.0;
+  const double value = scale.gap(product, norm);
   const int64_t length = call.row_length ? call.row_length : call.count;
   double& gap = call.gaps[(split * call.batch + query) * length + charge];
   return gap = call.charge_digit == 0 ? value : gap + value;

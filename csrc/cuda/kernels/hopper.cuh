@@ -123,6 +123,17 @@ __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kInFlight) : "memory");
 }
 
+/// Of a warpgroup: its threads have `kRegisters` from now on, fewer than before or more. A block starts with
+/// what its threads leave each.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
 #define PFGM_SUMS_8(i)                                                                                    \
   "+r"(sum[i]), "+r"(sum[i + 1]), "+r"(sum[i + 2]), "+r"(sum[i + 3]), "+r"(sum[i + 4]), "+r"(sum[i + 5]), \
       "+r"(sum[i + 6]), "+r"(sum[i + 7])
@@ -149,6 +160,23 @@ __device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums], uint6
       "}, %128, %129, keep;\n"
       "}\n"
       : PFGM_SUMS_64(0), PFGM_SUMS_64(64)
+      : "l"(a), "l"(b), "r"(static_cast<int>(keep)));
+}
+/// Of 128 rows of B.
+__device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums / 2], uint64_t a, uint64_t b,
+                                               bool keep) {
+  asm volatile(
+      "{\n"
+      ".reg .pred keep;\n"
+      "setp.ne.b32 keep, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.u8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+      "}, %64, %65, keep;\n"
+      "}\n"
+      : PFGM_SUMS_64(0)
       : "l"(a), "l"(b), "r"(static_cast<int>(keep)));
 }
 #undef PFGM_SUMS_8
@@ -178,6 +206,10 @@ template <int kInFlight>
 void group_wait() {
   emulate::group_wait(kInFlight);
 }
+template <int kRegisters>
+void give_registers() {}
+template <int kRegisters>
+void take_registers() {}
 
 #endif
 

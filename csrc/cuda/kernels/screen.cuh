@@ -5,8 +5,9 @@
 // digits.
 //
 // Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; the last of a row
-// decides. In float: what that rounds away (kRounding) widens the bounds. Cost: reads 4 bytes a pair and 8 a
-// charge (from L2): two conversions-free float operations for the gap, four for its bounds.
+// decides, and copies an open query's other digits to where Hopper's kernel takes them from. In float: what
+// that rounds away (kRounding) widens the bounds. Cost: reads 4 bytes a pair and 8 a charge (from L2): two
+// conversions-free float operations for the gap, four for its bounds.
 #pragma once
 
 #include "distance_gemm.cuh"
@@ -48,21 +49,48 @@ struct ScreenCall {
   int parts;
   float divisor, offset;
   double exact_divisor, aug_dim;
-  WeightDigits weight_digits;  // or nothing
-  RowState* state;             // (batch)
-  Bounds* part;                // (batch, parts)
-  int* arrived;                // (batch), 0
-  double* lse;                 // (batch), or null
-  int* proven;                 // (batch)
-  int* open;                   // (batch): the queries that are not proven, in no order that matters,
-  int* open_count;             // and their number, 0 before the launch
+  WeightDigits weight_digits;      // or nothing
+  RowState* state;                 // (batch)
+  Bounds* part;                    // (batch, parts)
+  int* arrived;                    // (batch), 0
+  double* lse;                     // (batch), or null
+  int* proven;                     // (batch)
+  int* open;                       // (batch): the queries that are not proven, in no order that matters,
+  int* open_count;                 // and their number, 0 before the launch
+  const int8_t* digits = nullptr;  // (3, batch, dim)
+  int8_t* rest = nullptr;  // (rest_rows(batch), dim): the open queries' other digits by rest_row; or null
 };
 
 struct ScreenShared {
   Bounds bounds[kRowWarps];
   double slots[kRowWarps];
-  int last;
+  int last, place;
 };
+
+/// By one thread: whether a query is proven, from its bounds and the squared distance of the nearest charge.
+/// A proven one is served; another's place in the list is returned, or −1.
+__device__ __forceinline__ int decide(const ScreenCall& call, int64_t row, const Bounds& all, double squares,
+                                      float slack) {
+  const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
+  const WeightFunction<float> function(squares + r * r, r, total_dim);
+  const double cut = call.exact_divisor * call.exact_divisor * function.gap_of(weight_cut<float>(call.count));
+  const bool good = r > 0 && isfinite(squares + r * r) && isfinite(all.nearest) && isfinite(slack);
+  const double others = static_cast<double>(all.owner == all.charge ? all.next : all.lowest);
+  const bool proven = good && others - static_cast<double>(all.upper) > cut;
+  call.proven[row] = proven ? 1 : 0;
+  if (!proven) {
+    const int place = atomicAdd(call.open_count, 1);
+    call.open[place] = static_cast<int>(row);
+    return place;
+  }
+  call.state[row] = {all.charge, 1.0, 0.0, 0, 1};
+  if (call.weight_digits.charge) {
+    call.weight_digits.charge[row * kLongestSupport] = all.charge;
+    call.weight_digits.weight[row * kLongestSupport] = 1.0f;
+  }
+  if (call.lse) call.lse[row] = anchor_log_weight(squares, r, total_dim);
+  return -1;
+}
 
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
@@ -116,24 +144,19 @@ __global__ void __launch_bounds__(kThreads, 4) screen_kernel(ScreenCall call) {
   const Values<float> values(call.divisor, call.offset);
   const double squares = block_distance<kThreads>(call.charges + all.charge * call.dim,
                                                   call.x + row * call.dim, call.dim, values, shared.slots);
-  if (threadIdx.x != 0) return;
-  const double r = static_cast<double>(call.r[row]), total_dim = static_cast<double>(call.dim) + call.aug_dim;
-  const WeightFunction<float> function(squares + r * r, r, total_dim);
-  const double cut = call.exact_divisor * call.exact_divisor * function.gap_of(weight_cut<float>(call.count));
-  const bool good = r > 0 && isfinite(squares + r * r) && isfinite(all.nearest) && isfinite(slack);
-  const double others = static_cast<double>(all.owner == all.charge ? all.next : all.lowest);
-  const bool proven = good && others - static_cast<double>(all.upper) > cut;
-  call.proven[row] = proven ? 1 : 0;
-  if (!proven) {
-    call.open[atomicAdd(call.open_count, 1)] = static_cast<int>(row);
-    return;
+  if (threadIdx.x == 0) shared.place = decide(call, row, all, squares, slack);
+  if (!call.rest) return;
+  __syncthreads();
+  if (shared.place < 0) return;
+  using Copied = Vector<uint32_t, 4>;
+  constexpr int kCopied = sizeof(Copied);
+#pragma unroll
+  for (int digit = 1; digit < kDigits; ++digit) {
+    const int8_t* from = call.digits + (digit * call.batch + row) * call.dim;
+    int8_t* to = call.rest + rest_row(shared.place, digit) * call.dim;
+    for (int64_t k = kCopied * threadIdx.x; k < call.dim; k += kCopied * kThreads)
+      *reinterpret_cast<Copied*>(to + k) = *reinterpret_cast<const Copied*>(from + k);
   }
-  call.state[row] = {all.charge, 1.0, 0.0, 0, 1};
-  if (call.weight_digits.charge) {
-    call.weight_digits.charge[row * kLongestSupport] = all.charge;
-    call.weight_digits.weight[row * kLongestSupport] = 1.0f;
-  }
-  if (call.lse) call.lse[row] = anchor_log_weight(squares, r, total_dim);
 }
 
 inline void launch_screen(const ScreenCall& call, Stream stream) {
