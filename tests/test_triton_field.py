@@ -255,24 +255,42 @@ def test_unprepared_charges(name: str) -> None:
             assert direction_error(got, expected, case.r) <= TOLERANCE
 
 
-def test_tiles_without_weight_are_not_read() -> None:
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_tiles_without_weight_are_not_read(dtype: torch.dtype) -> None:
     from pfgm_fast.backends.triton import configs, field
+    from pfgm_fast.backends.triton.common import WEIGHT_UNIT
     from pfgm_fast.backends.triton.weighted_sum import launch_weighted_sum
 
-    y = torch.randn(1100, 24)
-    y[64:1024] = math.nan  # 15 tiles of 64 charges, and the splits' ends among them
+    y = torch.randint(0, 256, (1100, 24), dtype=dtype) if dtype == torch.uint8 else torch.randn(1100, 24)
     call = field.FieldCall(
         "poisson_field", torch.zeros(2, 24), torch.ones(2), y, None, torch.zeros(24), None, 1.0, 0.0, 1.0
     )
     scratch = field.Scratch.of(call)
-    scratch.gaps.zero_()
-    scratch.gaps[0, :64], scratch.gaps[1, 1024:1100] = torch.rand(64), torch.rand(76)
+    weights = torch.full(
+        (2, scratch.stride), math.nan
+    )  # 8 tiles of 128 charges stay so, and the splits' ends among them
+    weights[:, :128], weights[:, 1024:] = 0, 0
+    weights[0, :128], weights[1, 1024:1100] = torch.rand(128), torch.rand(76)
+    scratch.occupied.zero_()
+    scratch.occupied[0, 0], scratch.occupied[1, 8] = 1, 1
+    if scratch.terms is None:
+        scratch.gaps.copy_(weights)
+        y[128:1024] = math.nan
+    else:
+        unit = weights * WEIGHT_UNIT.value
+        scratch.terms[0] = unit.half()
+        scratch.terms[1] = (unit - unit.half().float()).half()
     scratch.dense_rows.copy_(torch.tensor([1, 0]))
     scratch.dense_count.fill_(2)
     partial = launch_weighted_sum(call, scratch, configs.INTERPRETER, 2)
-    expected = torch.stack([scratch.gaps[1, 1024:1100] @ y[1024:], scratch.gaps[0, :64] @ y[:64]])
+    values = y.double() - (128 if dtype == torch.uint8 else 0)
+    expected = torch.stack(
+        [weights[1, 1024:1100].double() @ values[1024:], weights[0, :128].double() @ values[:128]]
+    )
     assert partial.shape[0] > 1
-    torch.testing.assert_close(partial.sum(0), expected)
+    assert (partial.double().sum(0) - expected).abs().max() <= 2e-6 * values[
+        [*range(128), *range(1024, 1100)]
+    ].abs().max() * 64
 
 
 @pytest.mark.parametrize("op", ["poisson_field", "log_density", "score"])

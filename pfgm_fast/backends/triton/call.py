@@ -78,6 +78,8 @@ class Scratch:
     tiles: int
     gaps: Tensor  # (B, stride) float32
     least: Tensor  # (B, tiles) float64
+    terms: Tensor | None  # (2, B, stride) float16: a dense row's weights, for bytes
+    occupied: Tensor  # (B, tiles) int8: where a dense row has weight
     support: Tensor  # (B, stride) int32
     second: Tensor | None  # (B, stride) float32
     counts: Tensor  # (B,) int32
@@ -86,6 +88,10 @@ class Scratch:
     anchors: Tensor  # (B,) int64
     numbers: Tensor  # (3, B) float64: totals, error_bounds, reaches
     residual: Tensor | None  # (B,) float32: bytes
+
+    @staticmethod
+    def bytes_a_pair(call: FieldCall) -> int:
+        return 12 if call.bytes or call.ends_in_weights else 8
 
     @staticmethod
     def of(call: FieldCall) -> Scratch:
@@ -102,6 +108,10 @@ class Scratch:
             tiles=tiles,
             gaps=empty(batch, stride, dtype=torch.float32),
             least=empty(batch, tiles, dtype=torch.float64),
+            terms=empty(2, batch, stride, dtype=torch.float16)
+            if call.bytes and not call.ends_in_weights
+            else None,
+            occupied=empty(batch, tiles, dtype=torch.int8),
             support=empty(batch, stride, dtype=torch.int32),
             second=empty(batch, stride, dtype=torch.float32) if coefficients else None,
             counts=empty(batch, dtype=torch.int32),

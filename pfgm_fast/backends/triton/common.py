@@ -22,6 +22,11 @@ FIELD_OPS = {
 """Operator → the constexpr OP of the kernels that serve it."""
 
 
+WEIGHT_UNIT = tl.constexpr(2.0**14)
+"""What the weights of byte charges are multiplied with, for two terms of float16 to hold them: the largest, 1, exactly, others to
+2⁻²³ of their size or 2⁻³⁹ of the largest."""
+
+
 @jit
 def decode(raw, divisor, offset):
     """Values of charges in float32: a byte's is `byte / divisor + offset`, each operation rounded (`reference.decode`)."""

@@ -71,6 +71,8 @@ class Table:
     tensor-core passes as tf32x3 at half their price, a bit more accurate, and known to NVIDIA and AMD. `ieee` runs on plain
     cores, at a fifth to a third of that rate."""
     rows: Rows = Rows()
+    ptx: bool = True
+    """Whether kernels may hold NVIDIA's instructions."""
 
 
 PRODUCTS = ("distance_gemm_bytes", "distance_gemm_floats", "weighted_sum_bytes", "weighted_sum_floats")
@@ -85,16 +87,16 @@ _AMPERE = Table(  # within the 99 KiB of shared memory of sm_86 and sm_89
     distance_gemm_bytes=_tiles(CHARGES, 64, 3, (64, 8), (32, 4), (16, 4)),
     distance_gemm_long_bytes=_tiles(CHARGES, 64, 3, (16, 4)),
     distance_gemm_floats=_tiles(CHARGES, 32, 2, (64, 8), (32, 8), (16, 4)),
-    weighted_sum_bytes=_tiles(64, 64, 2, (32, 4), (16, 4)),
-    weighted_sum_floats=_tiles(64, 32, 2, (32, 8), (16, 4)),
+    weighted_sum_bytes=_tiles(64, 64, 3, (32, 4), (16, 4)),
+    weighted_sum_floats=_tiles(64, 32, 3, (32, 4), (16, 4)),
     precision="bf16x6",
 )
 _HOPPER = Table(
     distance_gemm_bytes=_tiles(CHARGES, 128, 3, (64, 8), (32, 4), (16, 4)),
     distance_gemm_long_bytes=_tiles(CHARGES, 128, 3, (16, 4)),
     distance_gemm_floats=_tiles(CHARGES, 32, 3, (64, 8), (32, 8), (16, 4)),
-    weighted_sum_bytes=_tiles(64, 64, 3, (64, 8), (16, 4)),
-    weighted_sum_floats=_tiles(64, 32, 3, (64, 8), (16, 4)),
+    weighted_sum_bytes=_tiles(128, 64, 3, (64, 4), (16, 4)),
+    weighted_sum_floats=_tiles(64, 32, 3, (64, 4), (16, 4)),
     precision="bf16x6",
 )
 _CDNA3 = Table(  # 64 KiB of shared memory
@@ -105,6 +107,7 @@ _CDNA3 = Table(  # 64 KiB of shared memory
     weighted_sum_floats=_tiles(64, 32, 2, (32, 8), (16, 4)),
     precision="bf16x6",
     rows=Rows(8, 4096, 8),  # warps of 64 lanes
+    ptx=False,
 )
 TABLES = {"sm_80": _AMPERE, "sm_90": _HOPPER, "sm_100": _HOPPER, "gfx942": _CDNA3}
 """Compiled ahead of time by the tests. Other devices take the nearest: 8.x and 12.x sm_80, whose tiles fit their 99
@@ -118,6 +121,7 @@ INTERPRETER = Table(  # large enough to be quick there, small enough to have edg
     weighted_sum_floats=_tiles(128, 64, 1, (16, 4)),
     precision="ieee",
     rows=Rows(tiles=2, elements=4096),
+    ptx=False,
 )
 
 

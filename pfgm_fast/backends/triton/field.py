@@ -59,7 +59,7 @@ def serve(call: FieldCall) -> None:
             launch_small_n(call)
             return
         call = prepared(call)
-        rows = max(1, SCRATCH // (8 * count * LEAST_ROWS)) * LEAST_ROWS
+        rows = max(1, SCRATCH // (Scratch.bytes_a_pair(call) * count * LEAST_ROWS)) * LEAST_ROWS
         if batch <= rows:
             serve_rows(call, table, processors)
             return

@@ -65,12 +65,11 @@ def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
 
 @jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a·b. int8 operands sum in int32; bfloat16 and float32 in float32 (PRECISION counts for float32 only).
+    """acc + a·b. int8 operands sum in int32; float16 and float32 in float32 (PRECISION counts for float32 only).
 
-    The interpreter multiplies bfloat16 wrongly: there the operands are widened first, and the products of bfloat16 are
-    exact in float32, so the same is computed.
+    In the interpreter the operands are widened first: the products of float16 are exact in float32, so the same is computed.
     """
-    if INTERPRETED and a.dtype == tl.bfloat16:
+    if INTERPRETED and a.dtype == tl.float16:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee", out_dtype=tl.float32)
     elif a.dtype == tl.int8:
         return tl.dot(a, b, acc, out_dtype=tl.int32)

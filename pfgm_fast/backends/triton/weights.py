@@ -10,7 +10,7 @@ import math
 
 from pfgm_fast.backends.triton import configs
 from pfgm_fast.backends.triton.call import FieldCall, Scratch
-from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, anchor_log_weight
+from pfgm_fast.backends.triton.common import LOG_DENSITY, SCORE, WEIGHT_UNIT, anchor_log_weight
 from pfgm_fast.backends.triton.runtime import Launch, jit, tl
 from pfgm_fast.backends.triton.sparse_row import log_weight, serve_support, squared_distance
 
@@ -49,6 +49,8 @@ def largest_log_weight(log_weights, M, BLOCK: tl.constexpr):
 @jit(do_not_specialize=["M", "tiles", "longest"])
 def weights_kernel(
     gaps,  # (B, stride) float32: from the first product; becomes log-weights, then weights or the support's work
+    terms,  # (2, B, stride) float16: a dense row's weights times WEIGHT_UNIT as two terms, or None where they go to gaps
+    occupied,  # (B, tiles) int8: whether a dense row has weight in a tile
     least,  # (B, tiles) float64: minima of the tiles
     residual,  # (B,) float32: ‖x − its digits‖, or None for float charges
     support,  # (B, stride) int32: the charges that carry weight, ascending
@@ -163,8 +165,8 @@ def weights_kernel(
         inner = tl.arange(0, CHARGES)
         top = tl.full([TILES, CHARGES], float("-inf"), tl.float32)
         for start in range(0, tiles, TILES):
-            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if occupied:
+            from_tile, near = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if near:
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
                 gap = tl.load(gaps + charge, charge < M, float("inf")) + from_tile[:, None]
                 own = tl.zeros([TILES, CHARGES], tl.float32)
@@ -181,8 +183,8 @@ def weights_kernel(
         total = tl.zeros([TILES, CHARGES], tl.float32)
         small = tl.zeros([TILES, CHARGES], tl.float32)
         for start in range(0, tiles, TILES):
-            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if occupied:
+            from_tile, near = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if near:
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
                 value = far * (tl.load(gaps + charge, charge < M, float("-inf")) - highest)
                 share = tl.exp(value)
@@ -199,8 +201,8 @@ def weights_kernel(
 
         count = tl.full([], 0, tl.int32)
         for start in range(0, tiles, TILES):
-            from_tile, occupied = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
-            if occupied:
+            from_tile, near = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
+            if near:
                 line = start * CHARGES + tl.arange(0, TILES * CHARGES)
                 carries = (tl.load(gaps + line, line < M, float("-inf")) >= cut) & (line < M)
                 number = tl.sum(carries.to(tl.int32), 0)
@@ -229,16 +231,26 @@ def weights_kernel(
             weights = tl.zeros([TILES, CHARGES], tl.float64)
             for start in range(0, tiles, TILES):
                 charge = (start + tl.arange(0, TILES))[:, None] * CHARGES + inner[None, :]
-                from_tile, occupied = group(
-                    least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES
-                )
+                from_tile, near = group(least, start, tiles, lowest, floor, inverse, power, GAUSSIAN, TILES)
                 weight = tl.zeros([TILES, CHARGES], tl.float32)
-                if occupied:
+                if near:
                     value = tl.load(gaps + charge, charge < M, float("-inf"))
                     weight = tl.where(value >= cut, tl.exp(value - highest), 0.0)
-                weights += weight.to(tl.float64)
                 if OP != LOG_DENSITY:
-                    tl.store(gaps + charge, weight, charge < stride)
+                    tile_of = start + tl.arange(0, TILES)
+                    tl.store(
+                        occupied + row * tiles + tile_of, (tl.max(weight, 1) > 0).to(tl.int8), tile_of < tiles
+                    )
+                    if terms is None:
+                        tl.store(gaps + charge, weight, charge < stride)
+                    else:
+                        high = (weight * WEIGHT_UNIT).to(tl.float16)
+                        low = (weight * WEIGHT_UNIT - high.to(tl.float32)).to(tl.float16)
+                        weight = (high.to(tl.float32) + low.to(tl.float32)) * (1 / WEIGHT_UNIT)
+                        place = terms + row * stride + charge
+                        tl.store(place, high, charge < stride)
+                        tl.store(place + tl.num_programs(0).to(tl.int64) * stride, low, charge < stride)
+                weights += weight.to(tl.float64)
             all_weights = tl.sum(tl.sum(weights, 1), 0)
             if lse is not None:
                 tl.store(lse + row, highest.to(tl.float64) + tl.log(all_weights) + at_anchor)
@@ -274,6 +286,8 @@ def launch_weights(call: FieldCall, scratch: Scratch, rows: configs.Rows) -> Non
         lambda _: batch,
         {
             "gaps": scratch.gaps,
+            "terms": scratch.terms,
+            "occupied": scratch.occupied,
             "least": scratch.least,
             "residual": scratch.residual,
             "support": scratch.support,
