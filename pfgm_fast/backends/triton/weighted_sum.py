@@ -189,6 +189,7 @@ def launch_weighted_sum(call: FieldCall, scratch: Scratch, table: configs.Table,
         tile.warps,
         tile.stages,
         True,
+        max_registers=255,  # said because ptxas else spills a few, to fit more blocks than `splits_of` has in mind
         choices=tuple(
             Choice(tuple(c.items()), t.warps, t.stages) for c, t in zip(constants, tiles, strict=True)
         ),
