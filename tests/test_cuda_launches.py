@@ -158,6 +158,7 @@ MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_
         ("score", (128, 50000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, DIFFERENCE, FINISH]),
         ("poisson_field", (128, 1000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, SUM, BYTE_FINISH]),
         ("poisson_field", (20, 60000, 784), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),
+        ("poisson_field", (4096, 300, 64), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),
         (
             "poisson_field",
             (20, 300, 3072),
@@ -165,7 +166,8 @@ MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_
             ["distance_kernel", MERGE, WEIGHTS, DIFFERENCE, FINISH],
         ),
         (
-            *("poisson_field", (17000, 300, 64), "float32"),  # one part of digits on the host, too
+            # 99 tiles are three quarters of a wave; 96 are not. One part of digits on the host, too
+            *("poisson_field", (4224, 300, 64), "float32"),
             [
                 DIGITS,
                 "split_charge_digits_kernel",
