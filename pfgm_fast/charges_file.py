@@ -186,11 +186,12 @@ class FileCharges(Charges):
 
     def stored(self, index: Tensor | slice) -> Tensor:
         """Rows through the mapped file: in memory, so ask for few at a time. A slice stays mapped until `release`."""
-        rows = index if self._selection is None else self._selection[index]
+        here = index.cpu() if isinstance(index, Tensor) else index  # where the file is
+        rows = here if self._selection is None else self._selection[here]
         if not isinstance(rows, Tensor):
             return self._mapped[rows].to(self.device)
         rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
-        return self._picked(rows.flatten().cpu()).to(self.device).view(*rows.shape, *self.shape)
+        return self._picked(rows.flatten()).to(self.device).view(*rows.shape, *self.shape)
 
     def _picked(self, rows: Tensor) -> Tensor:
         """Rows (K,) of the file. A page that is read brings its neighbours, which would count as resident too: few at a time."""
