@@ -140,7 +140,7 @@ def test_hoppers_own_path_is_taken_on_hopper_unless_it_is_switched_off(
 
 DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
 HOPPER, HOPPER_REST = "distance_gemm_hopper_kernel", "distance_gemm_hopper_rest_kernel"
-WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_kernel", "weighted_difference_kernel"
+WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_hopper_kernel", "weighted_difference_kernel"
 MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
 
 

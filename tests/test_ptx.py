@@ -232,7 +232,7 @@ def test_the_hopper_kernel_from_its_ptx_is_the_same_bit_for_bit(library, monkeyp
     case = _case(*shape, 10.0)
     plain = _call("poisson_field", case)
     monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
-    with kernels_from_ptx(library, "bytes.cu", "90a", only="hopper") as done:
+    with kernels_from_ptx(library, "bytes.cu", "90a", only="gemm_hopper") as done:
         compiled = _call("poisson_field", case)
     assert len(done.kernels) == 2  # the first digit, and the others
     for name in (
@@ -244,6 +244,27 @@ def test_the_hopper_kernel_from_its_ptx_is_the_same_bit_for_bit(library, monkeyp
     assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
 
 
+@ours
+@pytest.mark.parametrize(
+    ("shape", "spread", "columns"),
+    [((20, 300, 80), 30.0, (48, 96)), ((64, 800, 272), 100.0, (144, 48))],
+    ids=str,  # a second warpgroup without columns; two tiles of queries, and the ring of stages wraps
+)
+def test_the_hopper_sums_from_their_ptx_are_the_same_bit_for_bit(
+    library, monkeypatch, shape, spread, columns
+):
+    """Products with A in registers, which are read when a product is waited for: the compiler's own registers, too."""
+    torch.manual_seed(0)
+    case = _case(*shape, spread)
+    plain = _call("poisson_field", case)
+    monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
+    with kernels_from_ptx(library, "bytes.cu", "90a", only="weighted_sum_hopper") as done:
+        compiled = _call("poisson_field", case)
+    assert len(done.kernels) == 1
+    assert any(done.instructions[f"wgmma.mma_async.sync.aligned.m64n{n}k32.s32.u8.u8"] for n in columns)
+    assert all(torch.equal(a, b) for a, b in zip(plain, compiled, strict=True))
+
+
 def _hopper(library, monkeypatch) -> bool:
     """Whether the Hopper kernel's PTX does what the sm_80 path does; an error of the machine is a no."""
     torch.manual_seed(0)
@@ -251,7 +272,7 @@ def _hopper(library, monkeypatch) -> bool:
     plain = _call("poisson_field", case)
     monkeypatch.setenv("PFGM_FAST_CUDA_HOPPER", "1")
     try:
-        with kernels_from_ptx(library, "bytes.cu", "90a", only="hopper"):
+        with kernels_from_ptx(library, "bytes.cu", "90a", only="gemm_hopper"):
             compiled = _call("poisson_field", case)
     except (PtxError, RuntimeError):
         return False
@@ -283,7 +304,9 @@ def _hopper(library, monkeypatch) -> bool:
 )
 def test_faults_in_the_hopper_ptx_show(library, monkeypatch, pattern, change):
     real = cuda_tools.ptx("bytes.cu", "90a")
-    before, kernel, after = re.split(r"(\.entry \S*hopper.*?(?=\.entry|\Z))", real, maxsplit=1, flags=re.S)
+    before, kernel, after = re.split(
+        r"(\.entry \S*gemm_hopper.*?(?=\.entry|\Z))", real, maxsplit=1, flags=re.S
+    )
     broken = before + re.sub(pattern, change, kernel) + after
     assert broken != real
     monkeypatch.setattr(cuda_tools, "ptx", lambda *_: broken)

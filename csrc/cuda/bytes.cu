@@ -8,6 +8,7 @@
 #include "kernels/finish.cuh"
 #include "kernels/screen.cuh"
 #include "kernels/weighted_sum.cuh"
+#include "kernels/weighted_sum_hopper.cuh"
 
 namespace pfgm {
 namespace {
@@ -119,7 +120,9 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     open = arena.take<int>(B);
     if (hopper_serves()) rest = arena.take<int8_t>(rest_rows(B) * N);
   }
-  WeightedSumCall sum{weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N)};
+  const bool by_hopper = by_digits && hopper_serves();
+  WeightedSumCall sum{
+      weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N), by_hopper ? multiprocessors() : 0};
   if (by_digits) {
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
     sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride),
@@ -129,7 +132,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
                                                  digits.listed,
                                                  digits.counters,
                                                  arena.take<int>(B)};
-    sum.partial = arena.take<int64_t>(sum.splits * B * N);
+    sum.partial = arena.take<int64_t>(by_hopper ? sum_elements(B, M, N, sum.blocks) : sum.splits * B * N);
   }
   const auto differences = take_differences<float>(call, arena, sums && !by_digits);
   weights.state = differences.state;
@@ -148,12 +151,12 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   if (!by_digits)
     return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
   launch_weights<Coefficients::kWeightDigits>(weights, call.stream);
-  launch_weighted_sum(sum, call.stream);
-  launch_byte_finish(
-      ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,
-                     weights.state, weights.weight_digits, sum.partial, B, N, sum.splits, weights.divisor,
-                     weights.offset, static_cast<float*>(call.out)},
-      call.stream);
+  if (by_hopper) launch_weighted_sum_hopper(sum, call.stream);
+  else launch_weighted_sum(sum, call.stream);
+  launch_byte_finish(ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next),
+                                    weights.charges, weights.state, weights.weight_digits, sum, B, N,
+                                    weights.divisor, weights.offset, static_cast<float*>(call.out)},
+                     call.stream);
 }
 
 }  // namespace pfgm

@@ -57,6 +57,12 @@ struct Copy {
   size_t size, valid;  // bytes, of which the rest is zero
 };
 
+/// Sums that products in flight will change; their own memory is poison meanwhile.
+struct HeldSums {
+  std::vector<int32_t> values;
+  int products = 0;
+};
+
 struct Fiber {
   ucontext_t start;
   jmp_buf env;
@@ -65,7 +71,10 @@ struct Fiber {
   Index index;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> pending;
-  bool fenced = false;  // tests/cuda_host/hopper.h: matrix instructions of a warpgroup
+  // tests/cuda_host/hopper.h: matrix instructions of a warpgroup
+  bool fenced = false;
+  bool copied = false;  // copies were waited for, and no fence has shown them to matrix instructions yet
+  std::map<int32_t*, HeldSums> held;  // sums of products in flight
   std::vector<std::function<void()>> open_products;
   std::vector<std::vector<std::function<void()>>> products;  // committed, oldest first
 };
@@ -209,7 +218,8 @@ inline void prepare(Block& b, int threads) {
     fiber.pending.clear();
     fiber.products.clear();
     fiber.open_products.clear();
-    fiber.fenced = false;
+    fiber.fenced = fiber.copied = false;
+    fiber.held.clear();
     getcontext(&fiber.start);
     fiber.start.uc_stack.ss_sp = fiber.stack.get();
     fiber.start.uc_stack.ss_size = kStack;
@@ -316,6 +326,7 @@ inline void commit_copies() {
 inline void wait_copies(size_t in_flight) {
   Fiber& fiber = *block().current;
   while (fiber.groups.size() > in_flight) {
+    fiber.copied |= !fiber.groups.front().empty();
     for (const Copy& copy : fiber.groups.front()) {
       std::memset(copy.to, 0, copy.size);
       if (copy.valid) std::memcpy(copy.to, copy.from, copy.valid);

@@ -3,9 +3,10 @@
 // and there alike would not show.
 //
 // What it is strict about: a load's target is poison until a barrier's phase ends, and the load happens only
-// then; a matrix instruction reads shared memory and writes its sums only when it is waited for, so that a
-// stage that is given back too early shows; a phase that is announced too few bytes, a wait that nobody ends
-// (a deadlock), sums without a fence before.
+// then; a matrix instruction reads shared memory and registers and writes its sums only when it is waited
+// for, so that a stage that is given back too early shows, or a register that is written too early; its sums
+// are poison meanwhile; copies of threads that matrix instructions may not see, for want of a fence; a phase
+// that is announced too few bytes, a wait that nobody ends (a deadlock), sums without a fence before.
 #pragma once
 
 #include "emulator.h"
@@ -77,7 +78,12 @@ inline void barrier_expect(Barrier* barrier, int bytes) {
   ++block().events;
   if (state.announced == 0) end_phase_if_complete(state);
 }
-inline void barrier_arrive(Barrier* barrier) { barrier_expect(barrier, 0); }
+inline void barrier_arrive(Barrier* barrier) {
+  if (block().current->copied)
+    throw std::logic_error("a thread arrives with copies that matrix instructions may not see: no fence");
+  barrier_expect(barrier, 0);
+}
+inline void proxy_fence() { block().current->copied = false; }
 inline void barrier_wait(Barrier* barrier, int parity) {
   for (;;) {
     BarrierState& state = state_of(barrier);
@@ -123,6 +129,7 @@ inline void group_commit() {
   fiber.products.push_back(std::move(fiber.open_products));
   fiber.open_products.clear();
 }
+/// The warp's lanes leave it together, as the instruction has them.
 inline void group_wait(size_t in_flight) {
   Fiber& fiber = *block().current;
   if (fiber.products.size() > in_flight) {  // others go on meanwhile, and may spoil what is still to be read
@@ -133,34 +140,82 @@ inline void group_wait(size_t in_flight) {
     for (const auto& product : fiber.products.front()) product();
     fiber.products.erase(fiber.products.begin());
   }
+  for (auto at = fiber.held.begin(); at != fiber.held.end();) {
+    const auto& [sums, held] = *at;
+    if (held.products == 0) std::memcpy(sums, held.values.data(), held.values.size() * sizeof(int32_t));
+    at = held.products == 0 ? fiber.held.erase(at) : std::next(at);
+  }
   fiber.fenced = false;
   exchange(
       0);  // .sync: a warp's threads wait together, so that none gives back what another has still to read
 }
-/// This thread's part of m64n256k32, signed × unsigned: rows 16 w + lane/4 and 8 more, columns 8 c + 2 (lane
-/// % 4) and the next.
-template <int kSums>
-void multiply_group(int32_t (&sum)[kSums], uint64_t a, uint64_t b, bool keep) {
+
+/// Puts a product of this thread in flight: multiply(sums) happens when it is waited for.
+template <class Multiply>
+void put_in_flight(int32_t* sum, int count, Multiply multiply) {
   Fiber& fiber = *block().current;
   if (!fiber.fenced) throw std::logic_error("a matrix instruction of a warpgroup without a fence before");
-  const int lane = static_cast<int>(fiber.index.x % kLanes),
-            warp = static_cast<int>(fiber.index.x / kLanes % 4);
-  int32_t* sums = sum;
-  fiber.open_products.push_back([=] {
-    unsigned char left[2][32], right[32];
-    for (int half = 0; half < 2; ++half) tile_row(a, 16 * warp + lane / 4 + 8 * half, left[half]);
-    for (int c = 0; c < kSums / 4; ++c)
-      for (int i = 0; i < 2; ++i) {
-        tile_row(b, 8 * c + 2 * (lane % 4) + i, right);
-        for (int half = 0; half < 2; ++half) {
-          int64_t total = keep ? sums[4 * c + 2 * half + i] : 0;
-          for (int k = 0; k < 32; ++k)
-            total += static_cast<int64_t>(static_cast<int8_t>(left[half][k])) * right[k];
-          if (total != static_cast<int32_t>(total))
-            throw std::logic_error("a tensor core's int32 sum overflows");
-          sums[4 * c + 2 * half + i] = static_cast<int32_t>(total);
-        }
+  HeldSums& held = fiber.held[sum];
+  if (held.products++ == 0) {
+    held.values.assign(sum, sum + count);
+    std::memset(sum, 0xff, count * sizeof(int32_t));
+  }
+  fiber.open_products.push_back([&held, multiply] {
+    multiply(held.values.data());
+    --held.products;
+  });
+}
+
+/// This thread's part of a product m64nNk32: rows 16 w + lane/4 and 8 more, whose 32 numbers are `left`,
+/// columns 8 c + 2 (lane % 4) and the next, unsigned bytes in shared memory.
+template <class Left>
+void multiply_rows(int32_t* sums, int count, const Left (&left)[2][32], uint64_t b, bool keep, int lane) {
+  unsigned char right[32];
+  for (int c = 0; c < count / 4; ++c)
+    for (int i = 0; i < 2; ++i) {
+      tile_row(b, 8 * c + 2 * (lane % 4) + i, right);
+      for (int half = 0; half < 2; ++half) {
+        int64_t total = keep ? sums[4 * c + 2 * half + i] : 0;
+        for (int k = 0; k < 32; ++k) total += static_cast<int64_t>(left[half][k]) * right[k];
+        if (total != static_cast<int32_t>(total))
+          throw std::logic_error("a tensor core's int32 sum overflows");
+        sums[4 * c + 2 * half + i] = static_cast<int32_t>(total);
       }
+    }
+}
+/// A in shared memory, signed bytes.
+template <int kSums>
+void multiply_group(int32_t (&sum)[kSums], uint64_t a, uint64_t b, bool keep) {
+  const int lane = static_cast<int>(thread_index().x % kLanes),
+            warp = static_cast<int>(thread_index().x / kLanes % 4);
+  put_in_flight(sum, kSums, [=](int32_t* sums) {
+    unsigned char bytes[32];
+    int8_t left[2][32];
+    for (int half = 0; half < 2; ++half) {
+      tile_row(a, 16 * warp + lane / 4 + 8 * half, bytes);
+      std::memcpy(left[half], bytes, 32);
+    }
+    multiply_rows(sums, kSums, left, b, keep, lane);
+  });
+}
+/// A in the warp's registers, unsigned bytes, 16 rows a warp in the layout of mma.m16n8k32 (tensor_core.h).
+/// They are read when the product is waited for: what has changed them meanwhile shows.
+template <int kSums>
+void multiply_group(int32_t (&sum)[kSums], const uint32_t (&a)[4], uint64_t b, bool keep) {
+  const int lane = static_cast<int>(thread_index().x % kLanes);
+  const uint32_t* registers = a;
+  put_in_flight(sum, kSums, [=](int32_t* sums) {
+    struct Registers {
+      uint32_t at[4];
+    } mine;
+    std::memcpy(&mine, registers, sizeof(mine));
+    const auto all = exchange(mine);
+    uint8_t left[2][32];
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < 32; ++k)
+        left[half][k] = static_cast<uint8_t>(
+            lane_value<Registers>(all, lane / 4 * 4 + k % 16 / 4).at[half + 2 * (k >= 16)] >> 8 * (k % 4));
+    multiply_rows(sums, kSums, left, b, keep, lane);
   });
 }
 

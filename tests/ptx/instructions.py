@@ -49,7 +49,7 @@ class Instructions:
             self._binary(instruction, tuple(parts), kind, mask)
         elif operation in scalar.UNARY:
             self._unary(instruction, kind, mask)
-        elif operation in ("membar", "fence", "griddepcontrol", "prefetch", "nanosleep"):
+        elif operation in ("membar", "fence", "griddepcontrol", "prefetch", "nanosleep", "setmaxnreg"):
             pass
         else:
             raise PtxError(f"unknown instruction {'.'.join(instruction.opcode)}")

@@ -7,6 +7,7 @@
 
 #include "../device.h"
 #include "../field.h"
+#include "weighted_sum.cuh"
 #include "weights.cuh"
 
 namespace pfgm {
@@ -71,8 +72,8 @@ struct ByteFinishCall {
   const uint8_t* charges;  // (count, dim)
   const RowState* state;   // (batch)
   WeightDigits weight_digits;
-  const int64_t* partial;  // (splits, batch, dim)
-  int64_t batch, dim, splits;
+  WeightedSumCall sum;  // the dense queries'
+  int64_t batch, dim;
   float divisor, offset;
   float* out;  // (batch, dim)
 };
@@ -104,9 +105,10 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
   for (int c = 0; c < 4; ++c) anchor[c] = values(near.at[c]);
   if (dense_grid) {
     int64_t whole[4] = {};
-    for (int64_t s = 0; s < call.splits; ++s)
+    visit_partial_sums(call.sum, dense, slot, column, [&](const int64_t* part) {
 #pragma unroll
-      for (int c = 0; c < 4; ++c) whole[c] += call.partial[(s * call.batch + slot) * call.dim + column + c];
+      for (int c = 0; c < 4; ++c) whole[c] += part[c];
+    });
     const double unit = 1.0 / (kDigitsOfOne * static_cast<double>(call.divisor) * state.total);
 #pragma unroll
     for (int c = 0; c < 4; ++c)

@@ -114,6 +114,14 @@ __device__ __forceinline__ void load_tile(void* to, const TensorMap* map, int64_
 }
 /// Before the first matrix instruction of a group: what the threads wrote to the sums is seen.
 __device__ __forceinline__ void group_fence() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+/// The same, and the registers of A are what they are by now.
+template <int kTiles>
+__device__ __forceinline__ void group_fence(uint32_t (&a)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i)
+    asm volatile("" : "+r"(a[i][0]), "+r"(a[i][1]), "+r"(a[i][2]), "+r"(a[i][3])::"memory");
+  group_fence();
+}
 __device__ __forceinline__ void group_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
 }
@@ -123,6 +131,12 @@ __device__ __forceinline__ void group_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kInFlight) : "memory");
 }
 
+/// After the wait for the last product: the compiler may use the sums from here on, not before.
+template <int kSums>
+__device__ __forceinline__ void sums_are_there(int32_t (&sum)[kSums]) {
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+r"(sum[i])::"memory");
+}
 /// Of a warpgroup: its threads have `kRegisters` from now on, fewer than before or more. A block starts with
 /// what its threads leave each.
 template <int kRegisters>
@@ -132,6 +146,11 @@ __device__ __forceinline__ void give_registers() {
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+/// What this thread wrote to shared memory (its copies that it waited for, too) is seen by matrix
+/// instructions.
+__device__ __forceinline__ void proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
 #define PFGM_SUMS_8(i)                                                                                    \
@@ -179,6 +198,60 @@ __device__ __forceinline__ void multiply_group(int32_t (&sum)[kGroupSums / 2], u
       : PFGM_SUMS_64(0)
       : "l"(a), "l"(b), "r"(static_cast<int>(keep)));
 }
+#define PFGM_SUMS_24(i) PFGM_SUMS_8(i), PFGM_SUMS_8(i + 8), PFGM_SUMS_8(i + 16)
+#define PFGM_SUMS_48(i) PFGM_SUMS_24(i), PFGM_SUMS_24(i + 24)
+#define PFGM_NAMES_24                                \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11" \
+  ", %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23"
+#define PFGM_NAMES_48                                            \
+  PFGM_NAMES_24                                                  \
+  ", %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35" \
+  ", %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
+#define PFGM_NAMES_72                                            \
+  PFGM_NAMES_48                                                  \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59" \
+  ", %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, %70, %71"
+#define PFGM_NAMES_96                                            \
+  PFGM_NAMES_72                                                  \
+  ", %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83" \
+  ", %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define PFGM_MULTIPLY_REGISTERS(columns, names, a0, a1, a2, a3, b, kept, ...) \
+  asm volatile(                                                               \
+      "{\n"                                                                   \
+      ".reg .pred keep;\n"                                                    \
+      "setp.ne.b32 keep, %" kept                                              \
+      ", 0;\n"                                                                \
+      "wgmma.mma_async.sync.aligned.m64n" columns "k32.s32.u8.u8 {" names     \
+      "}, "                                                                   \
+      "{%" a0 ", %" a1 ", %" a2 ", %" a3 "}, %" b                             \
+      ", keep;\n"                                                             \
+      "}\n"                                                                   \
+      : __VA_ARGS__                                                           \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b_tile), "r"(static_cast<int>(keep)))
+/// The same with A in registers (mma.m16n8k32's layout, 16 rows a warp), both of unsigned bytes, and B of
+/// 2 kSums rows. Neither the sums nor A may be touched until it has been waited for.
+template <int kSums>
+__device__ __forceinline__ void multiply_group(int32_t (&sum)[kSums], const uint32_t (&a)[4], uint64_t b_tile,
+                                               bool keep) {
+  static_assert(kSums == 24 || kSums == 48 || kSums == 72 || kSums == 96);
+  if constexpr (kSums == 24)
+    PFGM_MULTIPLY_REGISTERS("48", PFGM_NAMES_24, "24", "25", "26", "27", "28", "29", PFGM_SUMS_24(0));
+  else if constexpr (kSums == 48)
+    PFGM_MULTIPLY_REGISTERS("96", PFGM_NAMES_48, "48", "49", "50", "51", "52", "53", PFGM_SUMS_48(0));
+  else if constexpr (kSums == 72)
+    PFGM_MULTIPLY_REGISTERS("144", PFGM_NAMES_72, "72", "73", "74", "75", "76", "77", PFGM_SUMS_48(0),
+                            PFGM_SUMS_24(48));
+  else
+    PFGM_MULTIPLY_REGISTERS("192", PFGM_NAMES_96, "96", "97", "98", "99", "100", "101", PFGM_SUMS_48(0),
+                            PFGM_SUMS_48(48));
+}
+#undef PFGM_MULTIPLY_REGISTERS
+#undef PFGM_NAMES_24
+#undef PFGM_NAMES_48
+#undef PFGM_NAMES_72
+#undef PFGM_NAMES_96
+#undef PFGM_SUMS_24
+#undef PFGM_SUMS_48
 #undef PFGM_SUMS_8
 #undef PFGM_SUMS_64
 #endif  // sm_90a
@@ -196,6 +269,7 @@ using emulate::group_commit;
 using emulate::group_fence;
 using emulate::load_tile;
 using emulate::multiply_group;
+using emulate::proxy_fence;
 using emulate::shared_address;
 using emulate::TensorMap;
 
@@ -210,6 +284,12 @@ template <int kRegisters>
 void give_registers() {}
 template <int kRegisters>
 void take_registers() {}
+template <int kTiles>
+void group_fence(uint32_t (&)[kTiles][4]) {
+  group_fence();
+}
+template <int kSums>
+void sums_are_there(int32_t (&)[kSums]) {}
 
 #endif
 

@@ -68,14 +68,17 @@ inline uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
 }
 #endif
 
-/// Four words of four bytes, transposed: out[c] holds byte c of each word, in the words' order.
-__device__ __forceinline__ void transpose_bytes(const uint32_t (&word)[4], uint32_t (&out)[4]) {
+/// Four words of four bytes, transposed: out[c] holds byte c of each word, in the words' order; `crossed`: in
+/// the order 2, 3, 0, 1.
+__device__ __forceinline__ void transpose_bytes(const uint32_t (&word)[4], uint32_t (&out)[4],
+                                                bool crossed = false) {
+  const uint32_t lower = crossed ? 0x1054 : 0x5410, upper = crossed ? 0x3276 : 0x7632;
   const uint32_t low01 = permute(word[0], word[1], 0x5140), high01 = permute(word[0], word[1], 0x7362);
   const uint32_t low23 = permute(word[2], word[3], 0x5140), high23 = permute(word[2], word[3], 0x7362);
-  out[0] = permute(low01, low23, 0x5410);
-  out[1] = permute(low01, low23, 0x7632);
-  out[2] = permute(high01, high23, 0x5410);
-  out[3] = permute(high01, high23, 0x7632);
+  out[0] = permute(low01, low23, lower);
+  out[1] = permute(low01, low23, upper);
+  out[2] = permute(high01, high23, lower);
+  out[3] = permute(high01, high23, upper);
 }
 
 constexpr int kDepth = 64;  // bytes of the contracted dimension in one stage of a pipeline

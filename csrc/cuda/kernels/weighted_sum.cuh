@@ -9,6 +9,7 @@
 #pragma once
 
 #include "split_digits.cuh"
+#include "sum_pieces.cuh"
 #include "tensor_core.cuh"
 #include "weights.cuh"
 
@@ -23,9 +24,31 @@ constexpr int64_t kWeightedSumLongest = 1 << 15;  // charges of one part: 255 ·
 struct WeightedSumCall {
   const uint8_t* charges;  // (count, dim)
   WeightDigits weight_digits;
-  int64_t* partial;  // (splits, batch, dim), a dense query's slot for its row
+  int64_t* partial;  // (splits, batch, dim), a dense query's slot for its row; else pieces (sum_pieces.cuh)
   int64_t batch, count, dim, splits;
+  int blocks;  // 0: in splits; else the blocks that share the work in pieces (weighted_sum_hopper.cuh)
 };
+
+/// Calls visit(where a partial sum of a dense query's `column` and those behind it lie) for each of them.
+template <class Visit>
+__device__ __forceinline__ void visit_partial_sums(const WeightedSumCall& call, int dense, int64_t slot,
+                                                   int64_t column, Visit visit) {
+  if (call.blocks == 0) {
+    for (int64_t split = 0; split < call.splits; ++split)
+      visit(call.partial + (split * call.batch + slot) * call.dim + column);
+    return;
+  }
+  const SumPieces pieces(dense, call.count, call.dim, call.blocks);
+  const int first = static_cast<int>(column / kSumColumns) * pieces.parts;
+  for (int tile = first; tile < first + pieces.parts; ++tile) {
+    const int end = (tile + 1) * pieces.depth;
+    const int group = tile * pieces.depth / pieces.quota, groups = (end - 1) / pieces.quota - group + 1;
+    const int64_t* part = call.partial + pieces.offset(tile, group, slot) + column % kSumColumns;
+    const int64_t next = pieces.offset(0, 1, 0);
+#pragma unroll 4
+    for (int i = 0; i < groups; ++i) visit(part + i * next);
+  }
+}
 
 struct WeightedSumShared {
   uint8_t weights[kWeightedSumStages][kDigits * kWeightedSumRows * kDepth];
