@@ -217,7 +217,7 @@ def kernel_name(text: str) -> str:
 
 ENUMS = {
     "GemmOutput": ("kGaps", "kFirst", "kRest"),
-    "Coefficients": ("kWeights", "kScore", "kSecondMoment", "kWeightDigits", "kLargest"),
+    "Coefficients": ("kWeights", "kScore", "kSecondMoment", "kLargest"),
 }
 
 

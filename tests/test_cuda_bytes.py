@@ -62,6 +62,8 @@ SHAPES = {
     "wide-two-query-tiles": (131, 260, 96),
     "charges-split": (4, 1700, 64),
     "many-columns": (17, 90, 784),
+    "long-rows": (6, 90, 4624),  # segments of the digits and of the anchor's distance
+    "long-rows-wide": (36, 420, 4112),  # likewise, with a first digit alone
 }
 
 
@@ -111,6 +113,28 @@ def test_light_and_heavy_queries_side_by_side() -> None:
         and max(used) == 333
     )
     assert direction_error(_call("poisson_field", case)[0], expected, case.r) <= TOLERANCE
+
+
+@pytest.mark.parametrize("near", [1, 2, 40, 64, 65])
+@pytest.mark.parametrize("weighted", [False, True], ids=["equal", "weighted"])
+def test_a_list_over_parts_of_the_charges_and_segments_of_n(
+    near: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near-duplicates all over the charges, so that each block of a row finds some: lists up to the longest, and one beyond."""
+    case = _case(2, 600, 1040, 0.1)
+    images = case.charges.clone()
+    places = torch.randperm(600)[:near]
+    images[places] = (images[0].int() + torch.randint(-1, 2, (near, 1040))).clamp(0, 255).to(torch.uint8)
+    images[0] = 255 - images[0]
+    x = images[places[:1]] / 127.5 - 1 + torch.tensor([[0.002], [0.02]]) * torch.randn(2, 1040)
+    weights = torch.rand(600) + 1e-3 if weighted else None
+    case = Case(x, torch.tensor([0.03, 0.3]), images, 1.0, weights)
+    field, lse = _call("poisson_field", case)
+    expected, expected_lse = _exact("poisson_field", case)
+    assert direction_error(field, expected, case.r) <= 1e-6
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-6, atol=1e-5)
+    monkeypatch.setenv("PFGM_FAST_EMULATOR_ORDER", "backward")
+    assert torch.equal(_call("poisson_field", case)[0], field)
 
 
 def test_weighted_charges_take_all_digits_at_once() -> None:

@@ -141,6 +141,8 @@ def test_hoppers_own_path_is_taken_on_hopper_unless_it_is_switched_off(
 DIGITS, GEMM, SCREEN = "split_digits_kernel", "distance_gemm_kernel", "screen_kernel"
 HOPPER, HOPPER_REST = "distance_gemm_hopper_kernel", "distance_gemm_hopper_rest_kernel"
 WEIGHTS, SUM, DIFFERENCE = "weights_kernel", "weighted_sum_hopper_kernel", "weighted_difference_kernel"
+BYTE_WEIGHTS, SPARSE = "byte_weights_kernel", "sparse_row_kernel"
+LONG_DIGITS, LONG_ANCHOR = "row_maximum_kernel", "anchor_kernel"
 MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_kernel"
 
 
@@ -152,11 +154,18 @@ MERGE, FINISH, BYTE_FINISH = "merge_gaps_kernel", "finish_kernel", "byte_finish_
             "poisson_field",
             (128, 50000, 3072),
             "bytes",
-            [DIGITS, HOPPER, SCREEN, HOPPER_REST, WEIGHTS, SUM, BYTE_FINISH],
+            [DIGITS, HOPPER, SCREEN, HOPPER_REST, BYTE_WEIGHTS, SPARSE, SUM, BYTE_FINISH],
+        ),
+        (
+            *("poisson_field", (16, 16384, 196608), "bytes"),
+            [LONG_DIGITS, DIGITS, GEMM, MERGE, LONG_ANCHOR, BYTE_WEIGHTS, SPARSE, SUM, BYTE_FINISH],
         ),
         ("log_density", (128, 50000, 3072), "bytes", [DIGITS, HOPPER, SCREEN, HOPPER_REST, WEIGHTS]),
         ("score", (128, 50000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, DIFFERENCE, FINISH]),
-        ("poisson_field", (128, 1000, 3072), "bytes", [DIGITS, GEMM, MERGE, WEIGHTS, SUM, BYTE_FINISH]),
+        (
+            *("poisson_field", (128, 1000, 3072), "bytes"),
+            [DIGITS, GEMM, MERGE, BYTE_WEIGHTS, SPARSE, SUM, BYTE_FINISH],
+        ),
         ("poisson_field", (20, 60000, 784), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),
         ("poisson_field", (4096, 300, 64), "float32", ["distance_kernel", WEIGHTS, DIFFERENCE, FINISH]),
         (
@@ -216,7 +225,9 @@ def test_attributes_are_set_once_a_kernel_and_device(emulated: cuda_tools.Emulat
             calls.append(emulated.attribute_calls() - before)
         assert calls[2:] == [0, 0]
         assert {launch.device for launch in emulated.launches()} == {0, 1}
-        weights = {launch.device: launch.blocks for launch in emulated.launches() if WEIGHTS in launch.kernel}
+        weights = {
+            launch.device: launch.blocks for launch in emulated.launches() if BYTE_WEIGHTS in launch.kernel
+        }
         assert weights[0] > weights[1]  # parts of a row: more blocks on the larger card
 
 

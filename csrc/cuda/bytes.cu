@@ -1,6 +1,6 @@
-// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, weights (by_digits),
-// spread. Five to seven launches, none of which waits for the host; what a query needs, of digits and of the
-// second product, is decided on the device.
+// Byte charges of large N on integer tensor cores: kernels/distance_gemm, screen, byte_weights, sparse_row,
+// weighted_sum, finish. Six to eight launches, none of which waits for the host; what a query needs, of
+// digits and of the second product, is decided on the device.
 #include "differences.h"
 #include "field.h"
 #include "kernels/distance_gemm.cuh"
@@ -19,22 +19,34 @@ using Digits = DigitCall<float>;
 /// One digit for all queries, the others for those that it does not prove to see one charge. `rest`: memory
 /// for these where Hopper's kernels are taken, or null.
 void digits_as_needed(const FieldCall& call, const Digits& digits, DistanceGemmCall gemm, Weights& weights,
-                      Bounds* bounds, int* proven, int* open, int8_t* rest) {
+                      ScreenCall screen, int8_t* rest) {
   if (rest) launch_first_by_hopper(gemm, call.stream);
   else if (gemm.batch > FirstTile::kQueries) launch_distance_gemm<FirstWideTile>(gemm, call.stream);
   else launch_distance_gemm<FirstTile>(gemm, call.stream);
-  ScreenCall screen{gemm.leading,   digits.scale, digits.residual,    digits.norms,
-                    weights.x,      weights.r,    weights.charges,    gemm.batch,
-                    gemm.count,     gemm.dim,     weights.parts,      weights.divisor,
-                    weights.offset, call.divisor, call.aug_dim,       weights.weight_digits,
-                    weights.state,  bounds,       weights.arrived,    weights.lse,
-                    proven,         open,         digits.counters + 1};
+  screen.leading = gemm.leading;
+  screen.scale = digits.scale;
+  screen.residual = digits.residual;
+  screen.residuals = digits.segments;
+  screen.norms = digits.norms;
+  screen.x = weights.x;
+  screen.r = weights.r;
+  screen.charges = weights.charges;
+  screen.batch = gemm.batch;
+  screen.count = gemm.count;
+  screen.dim = gemm.dim;
+  screen.divisor = weights.divisor;
+  screen.offset = weights.offset;
+  screen.exact_divisor = call.divisor;
+  screen.aug_dim = call.aug_dim;
+  screen.state = weights.state;
+  screen.arrived = weights.arrived;
+  screen.lse = weights.lse;
   screen.digits = gemm.digits;
   screen.rest = rest;
   launch_screen(screen, call.stream);
-  gemm.open = open;
-  gemm.open_count = digits.counters + 1;
-  weights.proven = proven;
+  gemm.open = screen.open;
+  gemm.open_count = screen.open_count;
+  weights.proven = screen.proven;
   if (rest) launch_rest_by_hopper(gemm, rest, call.stream);
   else launch_distance_gemm<RestTile>(gemm, call.stream);
 }
@@ -82,10 +94,11 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   digits.dim = digits.stride = N;
   digits.digits = arena.take<int8_t>(kDigits * B * N);
   digits.scale = arena.take<double>(B);
-  digits.residual = arena.take<double>(B);
+  digits.segments = digit_segments(N);
+  digits.maximum = arena.take<double>(B * digits.segments);
+  digits.residual = arena.take<double>(B * digits.segments);
   digits.counters = arena.take<int>(2);
   digits.arrived = arena.take<int>(B);
-  digits.listed = by_digits ? arena.take<int>(B) : nullptr;
 
   Weights weights = weights_of<float, uint8_t>(call);
   weights.relative = true;
@@ -107,31 +120,55 @@ void run_bytes(const FieldCall& call, Arena& arena) {
   weights.least = least;
   gemm.least = gemm.splits == 1 ? least : nullptr;
   weights.gaps = gemm.gaps = arena.take<double>(gemm.splits * B * M);
-  int *proven = nullptr, *open = nullptr;
+  ScreenCall screen{};
   int8_t* rest = nullptr;
-  Bounds* bounds = nullptr;
   if (tile == Tile::kAsNeeded) {
-    bounds = arena.take<Bounds>(B * weights.parts);
+    screen.parts = screen_parts(B, M);
+    screen.part = arena.take<Bounds>(B * screen.parts);
+    screen.proven = arena.take<int>(B);
+    screen.open = arena.take<int>(B);
+    screen.open_count = digits.counters + 1;
     digits.sq_norms = call.sq_norms;
     digits.norms = arena.take<ChargeNorm>(M);
     digits.count = M;
     gemm.leading = arena.take<int32_t>(B * M);
-    proven = arena.take<int>(B);
-    open = arena.take<int>(B);
     if (hopper_serves()) rest = arena.take<int8_t>(rest_rows(B) * N);
   }
+  ByteWeightCall byte_weights{};
+  AnchorCall anchor{weights.gaps,
+                    least,
+                    weights.x,
+                    weights.charges,
+                    B,
+                    M,
+                    N,
+                    anchor_segments(N),
+                    weights.divisor,
+                    weights.offset,
+                    arena.take<AnchorShare>(B * anchor_segments(N)),
+                    screen.proven};
+  if (anchor.segments > 0) weights.anchor = anchor.anchor;
+  weights.segments = anchor.segments;
   const bool by_hopper = by_digits && hopper_serves();
   WeightedSumCall sum{
       weights.charges, {}, nullptr, B, M, N, weighted_sum_splits(B, M, N), by_hopper ? multiprocessors() : 0};
   if (by_digits) {
+    weights.parts = resident_parts(B, M, kByteWeightBlocks);
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
-    sum.weight_digits = weights.weight_digits = {arena.take<uint8_t>(kDigits * B * stride),
-                                                 stride,
-                                                 arena.take<int>(B * kLongestSupport),
-                                                 arena.take<float>(B * kLongestSupport),
-                                                 digits.listed,
-                                                 digits.counters,
-                                                 arena.take<int>(B)};
+    const int segments = sparse_segments(N);
+    byte_weights.open = screen.open;
+    byte_weights.open_count = screen.open_count;
+    byte_weights.most_parts = most_byte_parts(M);
+    byte_weights.together = byte_weights_together();
+    byte_weights.row = weights;
+    sum.weight_digits = byte_weights.digits = {arena.take<uint8_t>(kDigits * B * stride),
+                                               stride,
+                                               arena.take<BytePart>(byte_weights_blocks(byte_weights)),
+                                               arena.take<int>(B * kLongestSupport),
+                                               arena.take<double>(B * segments * kLongestSupport),
+                                               segments,
+                                               digits.counters,
+                                               arena.take<int>(B)};
     sum.partial = arena.take<int64_t>(by_hopper ? sum_elements(B, M, N, sum.blocks) : sum.splits * B * N);
   }
   const auto differences = take_differences<float>(call, arena, sums && !by_digits);
@@ -145,18 +182,22 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     case Tile::kSlim: launch_distance_gemm<SlimTile>(gemm, call.stream); break;
     case Tile::kNarrow: launch_distance_gemm<NarrowTile>(gemm, call.stream); break;
     case Tile::kWide: launch_distance_gemm<WideTile>(gemm, call.stream); break;
-    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, bounds, proven, open, rest); break;
+    case Tile::kAsNeeded: digits_as_needed(call, digits, gemm, weights, screen, rest); break;
   }
   if (gemm.splits > 1) launch_merge_gaps({gemm.gaps, least, B, M, gemm.splits}, call.stream);
+  launch_anchor(anchor, call.stream);
   if (!by_digits)
     return finish_by_differences(call, weights, differences);  // two sets of coefficients, or none
-  launch_weights<Coefficients::kWeightDigits>(weights, call.stream);
+  byte_weights.row = weights;
+  launch_byte_weights(byte_weights, call.stream);
+  launch_sparse_rows(SparseRowCall{byte_weights, weights.state, weights.lse}, call.stream);
   if (by_hopper) launch_weighted_sum_hopper(sum, call.stream);
   else launch_weighted_sum(sum, call.stream);
-  launch_byte_finish(ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next),
-                                    weights.charges, weights.state, weights.weight_digits, sum, B, N,
-                                    weights.divisor, weights.offset, static_cast<float*>(call.out)},
-                     call.stream);
+  launch_byte_finish(
+      ByteFinishCall{call.op, weights.x, weights.r, static_cast<const float*>(call.r_next), weights.charges,
+                     weights.log_weights, weights.state, sum.weight_digits, sum, B, N, weights.divisor,
+                     weights.offset, call.aug_dim, weights.lse, static_cast<float*>(call.out)},
+      call.stream);
 }
 
 }  // namespace pfgm

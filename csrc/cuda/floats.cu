@@ -39,6 +39,7 @@ void run_floats(const FieldCall& call, Arena& arena) {
   digits.stride = stride;
   digits.digits = arena.take<int8_t>(kDigits * B * stride);
   digits.scale = arena.take<double>(B);
+  digits.segments = 1;
   digits.residual = arena.take<double>(B);
   digits.norm = arena.take<double>(B);
   digits.sums = arena.take<int>(kDigits * B);

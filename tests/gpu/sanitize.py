@@ -28,6 +28,7 @@ FIELDS = [  # B, M, N, bytes: each way to serve a field, each tile of it, its ed
     (5, 200, 128, True),
     (3, 70, 2064, True),
     (65, 67, 80, True),
+    (3, 70, 16656, True),  # segments of a row
     (131, 150, 96, True),
     (33, 17000, 80, True),  # enough tiles for the first digit alone, the screening and the other digits
 ]

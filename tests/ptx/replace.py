@@ -110,6 +110,9 @@ def _symbols(library: Path) -> dict[int, str]:
     names = {
         int(at, 16): re.sub(r"^_ZN4pfgmL", "_ZN4pfgm", name) for at, kind, name in found if kind in "tTwW"
     }
-    return {
-        at: name.replace("ENS_7emulate9TensorMapES1_", "E14CUtensorMap_stS0_") for at, name in names.items()
-    }
+    for one in (
+        ("ENS_7emulate9TensorMapES1_", "E14CUtensorMap_stS0_"),
+        ("ENS_7emulate9TensorMapE", "E14CUtensorMap_st"),
+    ):
+        names = {at: name.replace(*one) for at, name in names.items()}  # two maps, then one
+    return names

@@ -2,13 +2,14 @@
 //
 // finish_kernel: after weighted_difference; adds the splits in double. One thread an element; reads (splits ×
 // sets) partial sums. byte_finish_kernel: after weighted_sum; dense rows from whole numbers, sparse rows from
-// their support by direct differences.
+// their list by direct differences (a launch of one block for 512 columns; the list's charges are read four
+// at a time).
 #pragma once
 
 #include "../device.h"
 #include "../field.h"
+#include "sparse_row.cuh"
 #include "weighted_sum.cuh"
-#include "weights.cuh"
 
 namespace pfgm {
 
@@ -66,46 +67,44 @@ void launch_finish(const FinishCall<T, C>& call, Stream stream) {
 
 struct ByteFinishCall {
   FieldOp op;
-  const float* x;          // (batch, dim)
-  const float* r;          // (batch)
-  const float* r_next;     // (batch), step
-  const uint8_t* charges;  // (count, dim)
-  const RowState* state;   // (batch)
+  const float* x;             // (batch, dim)
+  const float* r;             // (batch)
+  const float* r_next;        // (batch), step
+  const uint8_t* charges;     // (count, dim)
+  const double* log_weights;  // (count) or null
+  const RowState* state;      // (batch)
   WeightDigits weight_digits;
   WeightedSumCall sum;  // the dense queries'
   int64_t batch, dim;
   float divisor, offset;
-  float* out;  // (batch, dim)
+  double aug_dim;
+  double* lse;  // (batch), or null: the sparse queries'
+  float* out;   // (batch, dim)
 };
 
 constexpr int kByteFinishThreads = 128;
 constexpr int kByteFinishColumns = 4 * kByteFinishThreads;
 
-/// Block `i` serves the i-th query. A dense one's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w
-/// (y − y_a) by differences.
+/// A dense query's sum is Σ W (b − b_a) in whole numbers; a sparse one's Σ w (y − y_a) by differences.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall call) {
   const int64_t tiles = ceil_div<int64_t>(call.dim, kByteFinishColumns);
-  const int64_t slot = blockIdx.x / tiles % call.batch;
-  const bool dense_grid =
-      blockIdx.x >= tiles * call.batch;  // the second half of the grid: dense queries by their slots
-  const int dense = *call.weight_digits.dense;
-  if (dense_grid && slot >= dense) return;
-  const int64_t row = dense_grid ? call.weight_digits.queries[slot] : slot;
+  const int64_t row = blockIdx.x / tiles, mine = blockIdx.x % tiles * kByteFinishColumns + 4 * threadIdx.x;
+  const bool valid = mine < call.dim;
+  const int64_t column = valid ? mine : 0;  // a warp weighs a sparse query's charges together
+  const auto x = load<float, 4>(call.x + row * call.dim + column);
+  const float r = call.r[row], r_next = call.r_next ? call.r_next[row] : 0.0f;
   const RowState state = call.state[row];
-  if (!dense_grid && state.used > kLongestSupport) return;
-  const int64_t column = blockIdx.x % tiles * kByteFinishColumns + 4 * threadIdx.x;
-  if (column >= call.dim) return;
   using Four = Vector<uint8_t, 4>;
   const Four near = load<uint8_t, 4>(call.charges + state.anchor * call.dim + column);
   const Values<float> values(call.divisor, call.offset);
   float anchor[4];
-  double sum[4];
+  double sum[4] = {};
 #pragma unroll
   for (int c = 0; c < 4; ++c) anchor[c] = values(near.at[c]);
-  if (dense_grid) {
+  if (state.listed > kLongestSupport) {
     int64_t whole[4] = {};
-    visit_partial_sums(call.sum, dense, slot, column, [&](const int64_t* part) {
+    visit_partial_sums(call.sum, *call.weight_digits.dense, state.slot, column, [&](const int64_t* part) {
 #pragma unroll
       for (int c = 0; c < 4; ++c) whole[c] += part[c];
     });
@@ -113,20 +112,24 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
 #pragma unroll
     for (int c = 0; c < 4; ++c)
       sum[c] = static_cast<double>(whole[c] - near.at[c] * state.digit_total) * unit;
-  } else {
+  } else if (state.listed > 0) {
+    const SparseWeights weights(call.weight_digits, call.log_weights, row, state.listed,
+                                static_cast<double>(r), static_cast<double>(call.dim) + call.aug_dim);
+    const double unit = 1.0 / weights.total;
     float together[4] = {};
-    for (int at = 0; at < state.used; ++at) {
-      const float weight = call.weight_digits.weight[row * kLongestSupport + at];
-      const Four bytes = load<uint8_t, 4>(
-          call.charges + call.weight_digits.charge[row * kLongestSupport + at] * call.dim + column);
+#pragma unroll 4
+    for (int at = 0; at < state.listed; ++at) {
+      const int charge = weights.charge_at(at);
+      const float weight = weights.weight_at(at);
+      const Four bytes = load<uint8_t, 4>(call.charges + charge * call.dim + column);
 #pragma unroll
       for (int c = 0; c < 4; ++c) together[c] += weight * (values(bytes.at[c]) - anchor[c]);
     }
 #pragma unroll
-    for (int c = 0; c < 4; ++c) sum[c] = together[c] / state.total;
+    for (int c = 0; c < 4; ++c) sum[c] = together[c] * unit;
+    if (call.lse && mine == 0) call.lse[row] = weights.lse;
   }
-  const float r = call.r[row], r_next = call.r_next ? call.r_next[row] : 0.0f;
-  const auto x = load<float, 4>(call.x + row * call.dim + column);
+  if (!valid) return;
   Vector<float, 4> out;
 #pragma unroll
   for (int c = 0; c < 4; ++c) {
@@ -138,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) byte_finish_kernel(ByteFinishCall ca
 
 template <int kThreads = kByteFinishThreads>
 void launch_byte_finish(const ByteFinishCall& call, Stream stream) {
-  launch<byte_finish_kernel<kThreads>>(2 * call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns),
+  launch<byte_finish_kernel<kThreads>>(call.batch * ceil_div<int64_t>(call.dim, kByteFinishColumns),
                                        kByteFinishThreads, 0, stream, call);
 }
 

@@ -14,6 +14,7 @@ constexpr int kGroup = 32;        // charges
 constexpr int kRowThreads = 256;  // of the kernels that read a row
 constexpr int kRowWarps = kRowThreads / kWarp;
 constexpr int kMergeThreads = 256;
+constexpr int64_t kMostParts = 32;  // of a row: one a lane where they are merged
 #if defined(__CUDACC__)
 constexpr int64_t kLeastPart = 2048;  // charges of a row that are worth a block
 #else
@@ -29,7 +30,15 @@ inline int64_t row_parts(int64_t batch, int64_t count) {
   const int64_t wanted = ceil_div<int64_t>(8 * multiprocessors(), batch),
                 most = ceil_div<int64_t>(count, kLeastPart);
   const int64_t parts = wanted < most ? wanted : most;
-  return parts < 32 ? parts : 32;
+  return parts < kMostParts ? parts : kMostParts;
+}
+
+/// Blocks a row of a kernel of which `resident` share a multiprocessor: so many that all come together.
+inline int resident_parts(int64_t batch, int64_t count, int resident) {
+  const int64_t wanted = int64_t{resident} * multiprocessors() / batch,
+                most = ceil_div<int64_t>(count, kLeastPart);
+  const int64_t parts = wanted < most ? wanted : most;
+  return static_cast<int>(parts < 1 ? 1 : parts < kMostParts ? parts : kMostParts);
 }
 
 /// The charges of part `part` of `parts`: [begin, end), whole groups but for the last.
@@ -96,7 +105,8 @@ __device__ __forceinline__ Nearest row_nearest(const double* gaps, const double*
   __syncthreads();
   for (int w = 0; w < kThreads / kWarp; ++w) group = nearer(group, {shared.gaps[w], shared.charges[w]});
   const int charge = group.charge * kGroup + lane;
-  return warp_nearest({charge < count ? gaps[charge] : std::numeric_limits<double>::infinity(), charge});
+  return warp_nearest(charge < count ? Nearest{gaps[charge], charge}
+                                     : Nearest{std::numeric_limits<double>::infinity(), count - 1});
 }
 
 struct MergeCall {

@@ -1,5 +1,5 @@
 // The second product for dense queries on integer tensor cores: partial[split][slot][i] = Σ_j W_j b_ji,
-// exact, W a query's weight digits (weights.cuh), b the charges' bytes.
+// exact, W a query's weight digits (byte_weights.cuh), b the charges' bytes.
 //
 // Tiling: 64 dense queries × 3 digits × 128 columns a block of 16 warps, a part of at most 32,768 charges
 // (what int32 holds), 64 charges a stage, 3 stages by cp.async. The contracted dimension is the charges',
@@ -8,10 +8,10 @@
 // digits ⌈N/128⌉ times.
 #pragma once
 
+#include "byte_weights.cuh"
 #include "split_digits.cuh"
 #include "sum_pieces.cuh"
 #include "tensor_core.cuh"
-#include "weights.cuh"
 
 namespace pfgm {
 

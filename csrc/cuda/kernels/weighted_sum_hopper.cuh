@@ -169,6 +169,7 @@ __device__ __forceinline__ void multiply_piece(const WeightedSumCall& call, int 
   int32_t sum[2][kSums] = {};
   uint32_t a[2][2][4];  // of two steps
   int before = 0;
+  __syncwarp();  // the last piece's columns beyond the end have parted it
   for (int k = 0; k < stages; ++k, ring.advance()) {
     SumHopperShared::Stage& stage = shared.stage[ring.stage];
     barrier_wait(&shared.full[ring.stage], ring.parity);

@@ -5,7 +5,7 @@
 // formed and then logged. The gaps may be squared distances, or any quantity that differs from them by a
 // constant a row; in the second case the anchor's distance is computed here by direct differences. Weights
 // below exp(−cut) of the largest, cut = 18 + log M (40 + log M in double), become exactly 0: together less
-// than 2e-8.
+// than 2e-8. Bytes have a kernel of their own, whose weights are digits: byte_weights.cuh.
 //
 // Tiling: `parts` blocks of 256 threads a query, one sweep over a part of its row each; every block finds the
 // anchor anew from the groups' least gaps (gaps.cuh). The last block of a row to end merges the parts, in
@@ -18,6 +18,7 @@
 
 #include "../device.h"
 #include "../field.h"
+#include "anchor.cuh"
 #include "gaps.cuh"
 #include "weight_function.cuh"
 
@@ -30,40 +31,26 @@ struct RowState {
   int64_t anchor;       // the nearest charge
   double total;         // Σ weights, unnormalised; NaN for a query that must give NaN
   double rate_total;    // Σ coefficient: weights · c (score), weights · c^k (ρ·u) (moment)
-  int64_t digit_total;  // kWeightDigits, dense queries: Σ of the fixed-point weights
-  int used;             // charges with a weight above 0
+  int64_t digit_total;  // weights as digits, a dense query: Σ of the fixed-point weights
+  int listed;           // weights in T: charges with one above 0. As digits: above kLongestSupport for a
+                        // dense query, else the charges of its list; 0: the anchor alone
+  int slot;             // a dense query's place among them
 };
 
 /// Whether a row's sum of differences around the anchor may be other than 0.
 __device__ __forceinline__ bool needs_sum(const RowState& state, bool weighted) {
-  return state.used > 1 || weighted;  // with weights q the one charge need not be the anchor
+  return state.listed > 1 || weighted;  // with weights q the one charge need not be the anchor
 }
 
 /// What one block found in its part of a row.
 struct RowPart {
-  double total, rate_total, trace, digit_total;
+  double total, rate_total, trace;
   int used;
 };
 
-/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or digits;
-/// or nothing yet, only the largest log-weight.
-enum class Coefficients { kWeights, kScore, kSecondMoment, kWeightDigits, kLargest };
-
-constexpr int kLongestSupport = 64;          // a sparse query has at most so many charges with a weight
-constexpr double kDigitsOfOne = 16777214.0;  // the fixed-point weight of 1: three unsigned digits of 8 bits
-
-/// Weights for integer tensor cores. A sparse query's are a list; a dense one's are three rows of bytes, in
-/// fixed point around the anchor (whose own difference is 0), rounded up or down by a fixed hash so that the
-/// error of a sum has no bias.
-struct WeightDigits {
-  uint8_t* digits;  // (3, batch, stride), the most significant first, zeros behind `count`
-  int64_t stride;   // of a query's bytes, a multiple of 64
-  int* charge;      // (batch, kLongestSupport)
-  float* weight;    // (batch, kLongestSupport)
-  int* listed;      // (batch): charges that asked for a place in the list, 0 before the launch
-  int* dense;       // the number of dense queries, 0 before the launch
-  int* queries;     // (batch): the dense queries, in no order that matters
-};
+/// What a query's weights are written as: T; T, and T times c (score); T times c^k (ρ·u) (moment); or nothing
+/// yet, only the largest log-weight. As digits: byte_weights.cuh.
+enum class Coefficients { kWeights, kScore, kSecondMoment, kLargest };
 
 template <class T, class C>
 struct WeightCall {
@@ -80,79 +67,72 @@ struct WeightCall {
   T divisor, offset;
   double aug_dim;
   int64_t power;
-  bool relative;               // gaps are distances up to a constant a row
-  double gap_unit;             // a gap's unit in squared distance
-  T* weights;                  // (batch, count): w, or the moment's coefficient
-  T* rates;                    // (batch, count): w c; score
-  RowState* state;             // (batch)
-  RowPart* part;               // (batch, parts)
-  double* largest;             // (batch, parts), where charges have weights
-  int* arrived;                // (batch), 0
-  double* lse;                 // (batch), or null
-  T* rate;                     // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
-  T* trace;                    // (batch), or null: Σ w c ‖ρ‖²
-  WeightDigits weight_digits;  // kWeightDigits
+  bool relative;      // gaps are distances up to a constant a row
+  double gap_unit;    // a gap's unit in squared distance
+  T* weights;         // (batch, count): w, or the moment's coefficient
+  T* rates;           // (batch, count): w c; score
+  RowState* state;    // (batch)
+  RowPart* part;      // (batch, parts)
+  double* largest;    // (batch, parts), where charges have weights
+  int* arrived;       // (batch), 0
+  double* lse;        // (batch), or null
+  T* rate;            // (batch), or null: Σ w c; moment: Σ w c^k (ρ·u)
+  T* trace;           // (batch), or null: Σ w c ‖ρ‖²
   const int* proven;  // (batch), or null: not 0 where the screening (screen.cuh) has already served a query
+  const AnchorShare* anchor;  // (batch, segments), or null: each block finds the anchor and its distance
+  int segments;
 };
 
 struct WeightShared {
-  int listed[kLongestSupport], sorted[kLongestSupport];
-  double squares[kLongestSupport], exponent[kLongestSupport];
-  float weight[kLongestSupport];
-  int used, begin, last;
+  int last;
   double slots[kRowWarps];
   NearestShared<kRowThreads> nearest;
 };
 
-/// What a refined list says of a query.
-struct Refined {
-  double squares, total;  // the nearest charge's ‖ρ‖²; Σ weights
-  double largest;         // log-weight, from which weights are measured
+/// What every block of a row knows before it sweeps its part.
+template <class T>
+struct RowWeights {
+  Nearest nearest;
+  double squares, r, base, total_dim;  // ‖ρ_a‖²; ‖ρ_a‖² + r²
+  bool good;                           // a query that may have an answer
+  WeightFunction<T> function;
+  double largest;            // log-weight: the anchor's, unless the charges have weights q
+  T cut, gap_cut, to_ratio;  // of log-weights; of gaps; gap · to_ratio is the function's argument
 };
 
-/// A sparse query's list, in the charges' order (blocks appended as they came), its distances and weights by
-/// direct differences: what the products' rounding could do to near-duplicates is gone. For 1 to
-/// kLongestSupport charges; a warp a charge.
-template <class T, class C>
-__device__ Refined refine_list(const WeightCall<T, C>& call, WeightShared& shared, int used, int64_t row,
-                               double r, double total_dim) {
-  const int mine = static_cast<int>(threadIdx.x), lane = mine % kWarp;
-  int* charges = call.weight_digits.charge + row * kLongestSupport;
-  if (mine < used) shared.listed[mine] = charges[mine];
-  __syncthreads();
-  if (mine < used) {
-    int place = 0;
-    for (int other = 0; other < used; ++other) place += shared.listed[other] < shared.listed[mine] ? 1 : 0;
-    shared.sorted[place] = shared.listed[mine];
+template <bool kBeforeLargest, class T, class C, class Shared>
+__device__ __forceinline__ RowWeights<T> row_weights(const WeightCall<T, C>& call, int64_t row,
+                                                     Shared& shared) {
+  const int count = static_cast<int>(call.count);
+  const double r = static_cast<double>(call.r[row]);
+  Nearest nearest;
+  double squares;
+  if (call.anchor) {
+    const AnchorShare* shares = call.anchor + row * call.segments;
+    nearest = shares->nearest;
+    squares = merged_squares(shares, call.segments);
+  } else {
+    nearest = row_nearest<kRowThreads>(call.gaps + row * call.count, call.least + row * groups_of(call.count),
+                                       count, shared.nearest);
+    const Values<T> values(call.divisor, call.offset);
+    squares = !call.relative
+                  ? nearest.gap
+                  : block_distance<kRowThreads>(call.charges + nearest.charge * call.dim,
+                                                call.x + row * call.dim, call.dim, values, shared.slots);
   }
-  __syncthreads();
-  const Values<T> values(call.divisor, call.offset);
-  const T* x = call.x + row * call.dim;
-  for (int at = mine / kWarp; at < used; at += kRowWarps) {
-    const double share = distance_share(call.charges + shared.sorted[at] * call.dim, x,
-                                        static_cast<int>(call.dim), values, lane, kWarp);
-    const double squares = warp_reduce(share, Sum{});
-    if (lane == 0) shared.squares[at] = squares;
+  const double base = squares + r * r;
+  const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
+  const bool good = r > 0 && isfinite(base) && isfinite(nearest.gap);
+  const WeightFunction<T> function(base, r, total_dim);
+  double largest = 0;
+  if (!kBeforeLargest && call.log_weights) {
+    largest = call.largest[row * call.parts];
+    for (int p = 1; p < call.parts; ++p) largest = Maximum{}(largest, call.largest[row * call.parts + p]);
   }
-  __syncthreads();
-  double nearest = shared.squares[0];
-  for (int at = 1; at < used; ++at) nearest = shared.squares[at] < nearest ? shared.squares[at] : nearest;
-  const WeightFunction<T> function(nearest + r * r, r, total_dim);
-  if (mine < used) {
-    shared.exponent[mine] = static_cast<double>(function.log_weight(shared.squares[mine] - nearest)) +
-                            (call.log_weights ? call.log_weights[shared.sorted[mine]] : 0.0);
-  }
-  __syncthreads();
-  double largest = shared.exponent[0], total = 0;
-  for (int at = 1; at < used; ++at) largest = shared.exponent[at] > largest ? shared.exponent[at] : largest;
-  if (mine < used) {
-    shared.weight[mine] = static_cast<float>(exponential(static_cast<T>(shared.exponent[mine] - largest)));
-    charges[mine] = shared.sorted[mine];
-    call.weight_digits.weight[row * kLongestSupport + mine] = shared.weight[mine];
-  }
-  __syncthreads();
-  for (int at = 0; at < used; ++at) total += static_cast<double>(shared.weight[at]);
-  return {nearest, total, largest};
+  const T cut = weight_cut<T>(call.count), gap_cut = static_cast<T>(function.gap_of(cut) / call.gap_unit);
+  const T to_ratio = Minimum{}(static_cast<T>(call.gap_unit * function.inverse_base),
+                               std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
+  return {nearest, squares, r, base, total_dim, good, function, largest, cut, gap_cut, to_ratio};
 }
 
 /// A row's parts, merged in their order.
@@ -164,7 +144,6 @@ __device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int
     sum.total += one.total;
     sum.rate_total += one.rate_total;
     sum.trace += one.trace;
-    sum.digit_total += one.digit_total;
     sum.used += one.used;
   }
   return sum;
@@ -172,48 +151,22 @@ __device__ __forceinline__ RowPart merge_parts(const WeightCall<T, C>& call, int
 
 /// Blocks that shall share a multiprocessor's registers.
 template <class T, Coefficients kWanted>
-constexpr int kWeightBlocks =
-    sizeof(T) == 8 || kWanted == Coefficients::kWeightDigits || kWanted == Coefficients::kSecondMoment ? 2
-                                                                                                       : 3;
+constexpr int kWeightBlocks = sizeof(T) == 8 || kWanted == Coefficients::kSecondMoment ? 2 : 3;
 
 template <class T, class C, Coefficients kWanted>
 __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
     weights_kernel(WeightCall<T, C> call) {
   WeightShared& shared = shared_memory<WeightShared>();
   const int64_t row = blockIdx.x / call.parts;
-  const int my_part = static_cast<int>(blockIdx.x % call.parts), count = static_cast<int>(call.count);
+  const int my_part = static_cast<int>(blockIdx.x % call.parts);
   if (call.proven && call.proven[row]) return;
   const double* gaps = call.gaps + row * call.count;
   const Part part = part_of(call.count, call.parts, my_part);
-  const Nearest nearest =
-      row_nearest<kRowThreads>(gaps, call.least + row * groups_of(call.count), count, shared.nearest);
-  const Values<T> values(call.divisor, call.offset);
-  double squares = !call.relative
-                       ? nearest.gap
-                       : block_distance<kRowThreads>(call.charges + nearest.charge * call.dim,
-                                                     call.x + row * call.dim, call.dim, values, shared.slots);
-  const double r = static_cast<double>(call.r[row]);
-  const double base = squares + r * r;
-  const double total_dim = static_cast<double>(call.dim) + call.aug_dim;
-  const bool good = r > 0 && isfinite(base) && isfinite(nearest.gap);
-  const WeightFunction<T> function(base, r, total_dim);
-
-  double largest = 0;  // log-weight: the anchor's, unless the charges have weights q
-  if (kWanted != Coefficients::kLargest && call.log_weights) {
-    largest = call.largest[row * call.parts];
-    for (int p = 1; p < call.parts; ++p) largest = Maximum{}(largest, call.largest[row * call.parts + p]);
-  }
-  const T cut = weight_cut<T>(call.count), gap_cut = static_cast<T>(function.gap_of(cut) / call.gap_unit);
-  const T to_ratio = Minimum{}(static_cast<T>(call.gap_unit * function.inverse_base),
-                               std::numeric_limits<T>::max());  // 0 · ∞ is no ratio
+  const RowWeights<T> known = row_weights<kWanted == Coefficients::kLargest>(call, row, shared);
+  const auto [nearest, squares, r, base, total_dim, good, function, largest, cut, gap_cut, to_ratio] = known;
   LongSum<T> sum;
   double rate_total = 0, trace = 0, my_largest = -std::numeric_limits<double>::infinity();
-  int64_t digit_total = 0;
   int used = 0;
-  if constexpr (kWanted == Coefficients::kWeightDigits) {
-    if (threadIdx.x == 0) shared.used = 0;
-    __syncthreads();
-  }
 
   const auto visit = [&](auto gaussian, auto weighted, int j, double from_zero) {
     const T gap = static_cast<T>(from_zero - nearest.gap);  // ≥ 0
@@ -235,24 +188,7 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
         sum.add(weight);
         ++used;
       }
-      if constexpr (kWanted == Coefficients::kWeightDigits) {
-        uint32_t number = 0;
-        if (weight != T(0)) {
-          const float product = static_cast<float>(weight) * static_cast<float>(kDigitsOfOne),
-                      whole = floorf(product);
-          if (j != nearest.charge && good)
-            number = static_cast<uint32_t>(whole) + (product - whole > dither(row, j) ? 1 : 0);
-          const int at = used <= kLongestSupport + 1 ? atomicAdd(&shared.used, 1)
-                                                     : kLongestSupport;  // else the query is dense anyhow
-          if (at < kLongestSupport) shared.listed[at] = j;
-        }
-        digit_total += number;
-        uint8_t* digits = call.weight_digits.digits + row * call.weight_digits.stride + j;
-        const int64_t digit_pitch = call.batch * call.weight_digits.stride;
-        digits[0] = static_cast<uint8_t>(number >> 16);
-        digits[digit_pitch] = static_cast<uint8_t>(number >> 8);
-        digits[2 * digit_pitch] = static_cast<uint8_t>(number);
-      } else if constexpr (kWanted != Coefficients::kWeights) {
+      if constexpr (kWanted != Coefficients::kWeights) {
         const double farther = call.gap_unit * static_cast<double>(gap);
         const double rate = decltype(gaussian)::value ? 1.0 / (r * r) : total_dim / (base + farther);
         if constexpr (kWanted == Coefficients::kScore) {
@@ -269,7 +205,7 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
           rate_total += coefficient;
         }
       }
-      if (kWanted != Coefficients::kWeightDigits && call.weights) call.weights[row * call.count + j] = weight;
+      if (call.weights) call.weights[row * call.count + j] = weight;
     }
   };
   // kSweep loads of a thread are on their way before the first is used.
@@ -298,20 +234,7 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
     RowPart mine{};
     mine.total = block_reduce<kRowThreads>(sum.value(), Sum{}, shared.slots);
     mine.used = static_cast<int>(block_reduce<kRowThreads>(static_cast<double>(used), Sum{}, shared.slots));
-    if constexpr (kWanted == Coefficients::kWeightDigits) {
-      mine.digit_total = block_reduce<kRowThreads>(static_cast<double>(digit_total), Sum{},
-                                                   shared.slots);  // whole numbers below 2^53: exact
-      if (my_part == call.parts - 1)
-        for (int64_t j = count + threadIdx.x; j < call.weight_digits.stride; j += kRowThreads)
-          for (int digit = 0; digit < 3; ++digit)
-            call.weight_digits.digits[(digit * call.batch + row) * call.weight_digits.stride + j] = 0;
-      const int found = shared.used < kLongestSupport ? shared.used : kLongestSupport;
-      if (threadIdx.x == 0) shared.begin = atomicAdd(call.weight_digits.listed + row, found);
-      __syncthreads();
-      const int place = shared.begin + static_cast<int>(threadIdx.x);
-      if (static_cast<int>(threadIdx.x) < found && place < kLongestSupport)
-        call.weight_digits.charge[row * kLongestSupport + place] = shared.listed[threadIdx.x];
-    } else if constexpr (kWanted != Coefficients::kWeights) {
+    if constexpr (kWanted != Coefficients::kWeights) {
       mine.rate_total = block_reduce<kRowThreads>(rate_total, Sum{}, shared.slots);
       mine.trace = block_reduce<kRowThreads>(trace, Sum{}, shared.slots);
     }
@@ -319,21 +242,9 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
     if (!last_block(call.arrived + row, call.parts, shared.last)) return;
     __syncthreads();
 
-    RowPart all = call.parts == 1 ? mine : merge_parts(call, row);
-    if constexpr (kWanted == Coefficients::kWeightDigits) {
-      if (all.used > kLongestSupport) {
-        if (threadIdx.x == 0)
-          call.weight_digits.queries[atomicAdd(call.weight_digits.dense, 1)] = static_cast<int>(row);
-      } else {
-        const Refined refined = refine_list(call, shared, all.used, row, r, total_dim);
-        squares = refined.squares;
-        largest = refined.largest;
-        all.total = good ? refined.total : all.total;
-      }
-    }
+    const RowPart all = call.parts == 1 ? mine : merge_parts(call, row);
     if (threadIdx.x != 0) return;
-    call.state[row] = {nearest.charge, all.total, all.rate_total, static_cast<int64_t>(all.digit_total),
-                       all.used};
+    call.state[row] = {nearest.charge, all.total, all.rate_total, 0, all.used, 0};
     if (call.rate) call.rate[row] = static_cast<T>(all.rate_total / all.total);
     if (call.trace) call.trace[row] = static_cast<T>(all.trace / all.total);
     if (call.lse)
@@ -342,11 +253,17 @@ __global__ void __launch_bounds__(kRowThreads, kWeightBlocks<T, kWanted>)
   }
 }
 
-template <Coefficients kWanted, class T, class C>
-void launch_weights(const WeightCall<T, C>& call, Stream stream) {
+/// Before the weights: each part's largest log-weight, where charges have weights q.
+template <class T, class C>
+void launch_largest(const WeightCall<T, C>& call, Stream stream) {
   if (call.log_weights)
     launch<weights_kernel<T, C, Coefficients::kLargest>>(call.batch * call.parts, kRowThreads,
                                                          sizeof(WeightShared), stream, call);
+}
+
+template <Coefficients kWanted, class T, class C>
+void launch_weights(const WeightCall<T, C>& call, Stream stream) {
+  launch_largest(call, stream);
   launch<weights_kernel<T, C, kWanted>>(call.batch * call.parts, kRowThreads, sizeof(WeightShared), stream,
                                         call);
 }
