@@ -102,7 +102,7 @@ def sample(
         temperature: > 0, a factor on the start, drawn or given: below 1 samples are more alike (arXiv 2209.11178, section 4.3).
         denoise: End with the denoising step (Tweedie's formula where sampling ends), one evaluation. None: yes for PFGM++ and EDM,
             where it is the last of `steps`, and for the solvers of SDEs, where it comes on top; else no.
-        noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 5): after each step but the last, α times
+        noise_alpha: α ≥ 0 of the robustness experiments of PFGM++ (arXiv 2302.04265, section 6): after each step but the last, α times
             a draw of noise of that time's size is added. Not with "rk45".
         noise_kind: Of that noise: "kernel", the method's own perturbation, whose tail is heavy where D is small; or "gaussian", of
             standard deviation σ (z for PFGM) whatever D is, as the authors' released script has it (there on the start too).

@@ -144,6 +144,12 @@ def test_the_page_tells_apart_what_differs_and_nothing_else(tmp_path: Path) -> N
     assert "| pfgmpp-1 | 5.5 ± 0.5 | lost 6 |" in page and "| pfgmpp-128 | 5.5 ± 0.5 | 7.5 ± 0.5 |" in page
     assert "FID* 1 and error of the distribution 0.00316 by chance" in page
     assert (tmp_path / "robustness.png").stat().st_size > 10_000
+    alone = [p for p in points if p.seed == 0]
+    write_robustness(tmp_path, alone, replace(plan, seeds=(0,)), subjects, "six", {})
+    page = (tmp_path / "robustness.md").read_text()
+    assert "nothing is told apart" in page and "against D = ∞" not in page
+    assert "| pfgmpp-128 | 5 | 7 |" in page
+    write_robustness(tmp_path, points, plan, subjects, "six", {})
     rows = json.loads((tmp_path / "robustness.json").read_text())["figures"]
     assert len(rows) == 8 and rows[0]["FID*"] == 5.5
 

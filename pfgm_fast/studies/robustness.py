@@ -59,11 +59,16 @@ class Subject:
 def title_of(method: Method) -> str:
     """The method as people call it, with its D."""
     dim = getattr(method, "aug_dim", None)
-    if method.name == "pfgmpp" and dim is not None:
-        return f"PFGM++ D = {dim:g}" if math.isfinite(dim) else "PFGM++ D = ∞"
-    return {"pfgm": "PFGM", "edm": "EDM (D = ∞)", "ve": "VE", "vp": "VP", "subvp": "sub-VP"}.get(
-        method.name, method.name
-    )
+    if method.name == "pfgmpp" and dim is not None and math.isfinite(dim):
+        return f"PFGM++ D = {dim:g}"
+    return {
+        "pfgm": "PFGM",
+        "pfgmpp": "EDM (D = ∞)",
+        "edm": "EDM (D = ∞)",
+        "ve": "VE",
+        "vp": "VP",
+        "subvp": "sub-VP",
+    }.get(method.name, method.name)
 
 
 @dataclass(frozen=True)

@@ -146,25 +146,32 @@ def _cell(figure: Figure, measure: str) -> str:
         return f"lost {figure.lost}"
     shown = figure.root() if measure == "error" else figure
     lost = f", {figure.lost} lost" if figure.lost else ""
-    return f"{shown.value:.3g} ± {shown.error:.1g}{lost}"
+    return f"{shown.value:.3g}{_bar(shown)}{lost}"
+
+
+def _bar(figure: Figure) -> str:
+    """Its standard error, where there is one."""
+    return f" ± {figure.error:.1g}" if figure.error else ""
 
 
 def _verdicts(results: Results) -> list[str]:
     """What each knob costs at its worst, and whether smaller D costs less than D = ∞, as the paper has it."""
-    measure, lines = results.measures[0], []
+    measure, lines = results.measures[0], list[str]()
+    if len(results.plan.seeds) < 2:
+        lines.append("- One seed: there are no error bars, and nothing is told apart.")
     squared = " squared" * (measure == "error")
     for knob in results.knobs:
         subjects, values = results.of(knob), results.values(knob)
         worst = values[-1]
         costs = [(s, results.loss(s, knob, worst, measure)) for s in subjects]
         told = [
-            f"{s.title} {c.value:+.3g} ± {c.error:.1g}" if c.value is not None else f"{s.title} lost {c.lost}"
+            f"{s.title} {c.value:+.3g}{_bar(c)}" if c.value is not None else f"{s.title} lost {c.lost}"
             for s, c in sorted(costs, key=lambda pair: math.inf if pair[1].value is None else pair[1].value)
         ]
         lines.append(f"- {KNOBS[knob]}, {worst:g}: {SHOWN[measure]}{squared} changes by {', '.join(told)}.")
         limit = next((s for s in subjects if _aug_dim(s) == math.inf), None)
         for subject in subjects:
-            if limit is None or not 0 < _aug_dim(subject) < math.inf:
+            if limit is None or len(results.plan.seeds) < 2 or not 0 < _aug_dim(subject) < math.inf:
                 continue
             words = [_compared(results, subject, limit, knob, value, measure) for value in values[1:]]
             said = ", ".join(
