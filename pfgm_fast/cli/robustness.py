@@ -146,6 +146,8 @@ def _of_field(options: argparse.Namespace) -> tuple[Any, list[Any]]:
 
 def _of_runs(options: argparse.Namespace) -> tuple[Any, list[Any]]:
     """The runs' data, which must be the same for all, and their networks."""
+    from dataclasses import replace
+
     from pfgm_fast.cli.evaluate import data_of
     from pfgm_fast.cli.networks import config_of, trained
     from pfgm_fast.metrics.features import digest
@@ -173,5 +175,9 @@ def _of_runs(options: argparse.Namespace) -> tuple[Any, list[Any]]:
         weights = digest(
             *net.state_dict().values()
         )  # points of a run that has gone on since are other points
-        subjects.append(Subject(f"{name}-{weights[:8]}", f"{title_of(method)}, {name}", method, net, labels))
-    return images, subjects
+        subjects.append(Subject(f"{name}-{weights[:8]}", title_of(method), method, net, labels))
+    titles = [subject.title for subject in subjects]
+    return images, [
+        replace(s, title=f"{s.title}, {path.resolve().name}") if titles.count(s.title) > 1 else s
+        for s, path in zip(subjects, options.runs, strict=True)
+    ]

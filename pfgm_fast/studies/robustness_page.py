@@ -10,6 +10,7 @@ from typing import Any
 
 from pfgm_fast import plots
 from pfgm_fast.files import write_beside
+from pfgm_fast.studies.claims import resolution_of
 from pfgm_fast.studies.robustness import (
     KNOBS,
     MEASURES,
@@ -76,7 +77,7 @@ def write_robustness(
     results, floor = Results(points, plan, subjects), json.loads((folder / "floor.json").read_text())
     content = {"data": what, "plan": plan.to_dict(), "floor": floor, "figures": _rows(results)}
     write_beside(folder / "robustness.json", (json.dumps(content, indent=1) + "\n").encode())
-    _plot(folder / "robustness.png", results)
+    _plot(folder / "robustness.png", results, chance(results, floor))
     write_beside(folder / "robustness.md", _page(results, what, floor, shares).encode())
 
 
@@ -99,12 +100,7 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 def _page(results: Results, what: str, floor: dict[str, Any], shares: dict[str, float]) -> str:
     plan = results.plan
-    perfect = {"FID*": floor["frechet"], "error": floor["excess"]}
-    by_chance = []
-    for measure in results.measures:
-        mean_square = sum(v * v for v in perfect[measure]) / max(1, len(perfect[measure]))
-        least = math.sqrt(mean_square) if measure == "FID*" else mean_square**0.25
-        by_chance.append(f"{SHOWN[measure]} {least:.3g}")
+    by_chance = [f"{SHOWN[m]} {value:.3g}" for m, value in chance(results, floor).items()]
     lines = [
         f"# Robustness: {what}",
         "",
@@ -112,6 +108,7 @@ def _page(results: Results, what: str, floor: dict[str, Any], shares: dict[str, 
         "mean and its standard error. *FID\\** is the Fréchet distance to the data, as pictures, in the features of a classifier trained on them; "
         "*error* the root of the energy distance over the data's own mean distance, of the samples as they are. As many perfect samples have "
         f"{' and '.join(by_chance)} by chance. *Lost*: not finite, or ten times the data's radius away. "
+        f"Evaluations of a sample at the most and the fewest steps: {_evaluations(results)}. "
         f"{sum(p.seconds for p in results.points) / 60:.0f} minutes.",
         "",
         "![Quality against each knob](robustness.png)",
@@ -127,6 +124,27 @@ def _page(results: Results, what: str, floor: dict[str, Any], shares: dict[str, 
         for measure in results.measures:
             lines += ["", *_table(results, knob, measure)]
     return "\n".join(lines) + "\n"
+
+
+def chance(results: Results, floor: dict[str, Any]) -> dict[str, float]:
+    """What perfect samples have, by measure: their mean FID*, and the root of the excess's root mean square."""
+    out = {}
+    for measure in results.measures:
+        if measure == "FID*":
+            out[measure] = sum(floor["frechet"]) / len(floor["frechet"])
+        else:
+            out[measure] = resolution_of(floor["excess"])
+    return out
+
+
+def _evaluations(results: Results) -> str:
+    told = []
+    for subject in results.subjects:
+        own = {
+            p.value: p.evaluations for p in results.points if (p.subject, p.knob) == (subject.key, "steps")
+        }
+        told.append(f"{subject.title} {own[max(own)]}, {own[min(own)]}")
+    return "; ".join(told)
 
 
 def _table(results: Results, knob: str, measure: str) -> list[str]:
@@ -198,7 +216,8 @@ def _compared(
     return "less" if difference < 0 else "more"
 
 
-def _plot(path: Path, results: Results) -> None:
+def _plot(path: Path, results: Results, least: dict[str, float]) -> None:
+    """Grey: what perfect samples have; an error below it is drawn at its edge."""
     knobs, measures = results.knobs, results.measures
     figure, axes = plots.figure_of(
         nrows=len(measures), ncols=len(knobs), figsize=(3.6 * len(knobs), 3.1 * len(measures)), squeeze=False
@@ -212,7 +231,7 @@ def _plot(path: Path, results: Results) -> None:
                 at = [k for k, f in enumerate(shown) if f.value is not None]
                 axis.errorbar(
                     at,
-                    [max(1e-4, shown[k].value or 0.0) for k in at],
+                    [_drawn(shown[k], measure, least) for k in at],
                     yerr=[shown[k].error for k in at],
                     marker="o",
                     markersize=3,
@@ -224,8 +243,15 @@ def _plot(path: Path, results: Results) -> None:
                 range(len(values)), ["full" if v == 32 and knob == "bits" else f"{v:g}" for v in values]
             )
             axis.set(yscale="log", xlabel=KNOBS[knob] if row == len(measures) - 1 else None)
+            axis.axhspan(0, least[measure], color="0.9")
+            axis.set_ylim(bottom=0.5 * least[measure])
             axis.grid(alpha=0.3)
         axes[row, 0].set_ylabel(SHOWN[measure])
     axes[0, -1].legend(bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
     plots.finish(figure, path)
+
+
+def _drawn(figure: Figure, measure: str, least: dict[str, float]) -> float:
+    value = figure.value or 0.0
+    return max(least[measure], value) if measure == "error" else value
