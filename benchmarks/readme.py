@@ -124,7 +124,7 @@ def _gpu(rows: list[Row], folder: Path) -> list[str]:
             cases.setdefault(row["case"].removeprefix("target ").replace(" x ", " × "), {})[row["what"]] = row
     place = folder.relative_to(ROOT)
     lines = [
-        f"{facts['device']}, torch {facts['torch']}, CUDA {facts['cuda']}: `make gpu`, medians of one interleaved run; all tables in "
+        f"{facts['device']}, torch {facts['torch']}, CUDA {facts['cuda']}, commit {facts['commit']}: `make gpu`, medians of one interleaved run; all tables in "
         f"[{place}]({place}/gpu.md). As a graph: the same call captured in a CUDA graph, without what Python costs.",
         "",
         "| case | a call | as a graph | bar | against Gram, cuBLAS float32 | against the authors' formula | against our Triton | error |",

@@ -93,7 +93,7 @@ def local_rank() -> int:
 
 @contextlib.contextmanager
 def joined(device: torch.device) -> Iterator[World]:
-    """Torchrun's process group within: gloo, and NCCL beside it where the device is a GPU (untested: no GPU has run it).
+    """Torchrun's process group within: gloo, and NCCL beside it where the device is a GPU (not tried with several).
 
     Raises: RankError where another process has gone, within PATIENCE; an error of this rank's own as it is.
     """

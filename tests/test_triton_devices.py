@@ -103,7 +103,9 @@ def test_another_batch_or_data_set_compiles_nothing_new() -> None:
 
 
 @needs_triton
-def test_contraction_is_said_at_each_launch_and_the_process_keeps_its_environment() -> None:
+def test_contraction_is_said_at_each_launch_and_the_process_keeps_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import os
 
     from pfgm_fast.backends.triton import runtime
@@ -114,6 +116,7 @@ def test_contraction_is_said_at_each_launch_and_the_process_keeps_its_environmen
         def __getitem__(self, grid: Any) -> Any:
             return lambda **arguments: given.update(arguments)
 
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)  # a machine without one asks for none either
     runtime.Launch("any", Kernel(), lambda _: 1, {}, {"BLOCK": 16}, 4, 1).run()
     assert given["enable_fp_fusion"] is True
     assert "TRITON_DEFAULT_FP_FUSION" not in os.environ

@@ -3,7 +3,8 @@
 // and the same rounding of what is made of them: equal to the bit.
 //
 // An H200 has run the first digit: 128 × 50,000 × 3072 in 57 µs against FirstTile's 117, 1024 × 50,000 × 3072
-// in 235 µs against 1,036. The other digits and the halved tiles of the last round have not been timed.
+// in 235 µs against 1,036. The other digits and the halved tiles of the last round
+// have been timed with the whole call alone (docs/cuda.md).
 //
 // Tiling: 128 rows of digits × 256 charges a tile, two warpgroups of 64 rows. A row is a query's first digit;
 // or eight rows are eight open queries' second digits and the next eight their third (rest_row), so that a

@@ -39,6 +39,10 @@ class Tile:
         return replace(self, depth=min(32, self.depth // 2), warps=8, stages=2)
 
 
+LONG_ROW = 16_384
+"""Elements. Longer rows are read in longer blocks, whose sums take more registers."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """How the rows' kernels (weights, finish) go through a row. Each round of their loops waits for memory once, so a round is large:
@@ -53,7 +57,7 @@ class Rows:
     def constants(self, dim: int, more: bool = False) -> dict[str, int]:
         """SUPPORT charges by BLOCK elements of rows of length dim: the longer the rows, the fewer charges beside them. Half as
         many where they take more registers: `more`, or rows that start anywhere."""
-        block = self.elements // (32 if dim <= 256 else 8 if dim <= 16_384 else 2)
+        block = self.elements // (32 if dim <= 256 else 8 if dim <= LONG_ROW else 2)
         return {"SUPPORT": self.elements // block // (2 if more or dim % 16 else 1), "BLOCK": block}
 
 

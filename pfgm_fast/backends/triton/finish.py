@@ -140,7 +140,12 @@ def launch_finish(call: FieldCall, scratch: Scratch, partial: Tensor, rows: conf
             "offset": offset,
             "aug_dim": aug_dim,
         },
-        {**call.kind, **rows.constants(dim), "SPLITS": 4, "SCAN": rows.tiles * configs.CHARGES},
+        {
+            **call.kind,
+            **rows.constants(dim, more=dim > configs.LONG_ROW),
+            "SPLITS": 4,
+            "SCAN": rows.tiles * configs.CHARGES,
+        },
         rows.warps,
         1,
         max_registers=rows.registers,
