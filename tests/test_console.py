@@ -148,6 +148,7 @@ def test_a_closed_pipe_is_quiet(command: str, status: int) -> None:
     assert done.returncode == status
 
 
+@pytest.mark.usefixtures("signals_as_usual")
 @pytest.mark.parametrize("delay", [0.0, 0.2])
 def test_an_early_interrupt_is_quiet(delay: float) -> None:
     """SIGINT while PyTorch is still imported, once the package has begun."""

@@ -20,6 +20,8 @@ from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.log import read
 from tests.test_training import SMALL, _losses, _weights, _with
 
+pytestmark = pytest.mark.usefixtures("signals_as_usual")
+
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
