@@ -14,6 +14,7 @@ EXTRAS = {
     "torch.utils.tensorboard": ("tensorboard", "tensorboard"),
     "wandb": ("wandb", "wandb"),
     "diffusers": ("diffusers", "diffusers"),
+    "torch_fidelity": ("torch-fidelity", "fid"),
     "pykeops": ("pykeops", "bench"),
     "jax": ("jax", "bench"),
     "faiss": ("faiss-cpu", "bench"),

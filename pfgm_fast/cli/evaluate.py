@@ -26,7 +26,10 @@ def add(commands: Any) -> None:
         "run's folder, where it can be written); with --inception, FID and Inception score.",
     )
     command.add_argument(
-        "--inception", type=Path, metavar="WEIGHTS", help="Inception weights of torch-fidelity, a local file"
+        "--inception",
+        type=Path,
+        metavar="WEIGHTS",
+        help="Inception weights of torch-fidelity (the extra fid), a local file",
     )
     add_network(command)
     command.add_argument("--data", help="other data than the run's, such as a test set")
@@ -65,6 +68,7 @@ def run(options: argparse.Namespace) -> None:
     from pfgm_fast.files import writable, write_beside
     from pfgm_fast.metrics import (
         check_counts,
+        check_inception,
         energy_distance,
         frechet_distance,
         inception_metrics,
@@ -79,6 +83,8 @@ def run(options: argparse.Namespace) -> None:
     found = data_of(options, config)
     if found.labels is not None:
         check_counts(options.count, len(found))
+    if options.inception is not None:
+        check_inception(found.shape[0], options.inception)
     if options.json is not None:
         writable(options.json)
     images, evaluations, seconds, _ = draw(options)

@@ -3,6 +3,7 @@
 from pfgm_fast.metrics.distances import energy_distance, nearest_neighbors, sliced_wasserstein
 from pfgm_fast.metrics.frechet import (
     check_counts,
+    check_inception,
     frechet_distance,
     frechet_interval,
     inception_metrics,
@@ -11,6 +12,7 @@ from pfgm_fast.metrics.frechet import (
 
 __all__ = [
     "check_counts",
+    "check_inception",
     "energy_distance",
     "frechet_distance",
     "frechet_interval",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pfgm_fast.errors import ArgumentError, DataError
+from pfgm_fast.extras import wanted
 from pfgm_fast.files import writable
 from pfgm_fast.metrics.distances import centred, checked_pair
 from pfgm_fast.metrics.features import digest
@@ -136,6 +137,22 @@ def _radii(by: Tensor, first: int, neighbors: int) -> Tensor:
     return distances.kthvalue(neighbors, dim=1).values
 
 
+def check_inception(channels: int, weights: str | Path | None) -> Any:
+    """The package torch-fidelity, where it, its weights and three channels are there: what `inception_metrics` needs, asked before
+    anything is drawn.
+
+    Raises: MissingPackageError without the package (the extra `fid`), DataError without the weights or for images that are not in colour.
+    """
+    if channels != 3:
+        raise DataError(f"Inception takes (n, 3, H, W) uint8; got images of {channels} channels")
+    if weights is None or not Path(weights).is_file():
+        raise DataError(
+            f"no Inception weights at {weights}: give the path of pt_inception-2015-12-05-6726825d.pth "
+            "(torch-fidelity names its address)"
+        )
+    return wanted("torch_fidelity", "FID in Inception features needs")
+
+
 def inception_metrics(
     samples: Tensor,  # (n, 3, H, W) uint8
     data: Tensor,  # (m, 3, H, W) uint8
@@ -144,20 +161,9 @@ def inception_metrics(
 ) -> dict[str, float]:
     """FID and Inception score ("fid", "inception_score") through torch-fidelity, with its Inception weights from a local file.
 
-    cache: a folder for the data's statistics, which are then computed once. Raises: DataError naming what is missing: the package, or the weights.
+    cache: a folder for the data's statistics, which are then computed once. Raises: as `check_inception`, and DataError for other images.
     """
-    try:
-        import torch_fidelity
-    except ImportError as error:
-        raise DataError(
-            "FID in Inception features needs the package torch-fidelity: pip install torch-fidelity; "
-            "without it, `pfgm-fast evaluate` reports FID in the features of its own classifier"
-        ) from error
-    if weights is None or not Path(weights).is_file():
-        raise DataError(
-            f"no Inception weights at {weights}: give the path of pt_inception-2015-12-05-6726825d.pth "
-            "(torch-fidelity names its address)"
-        )
+    torch_fidelity = check_inception(3, weights)
     kept = (
         {}
         if cache is None or not _can_write(Path(cache))
