@@ -1,11 +1,37 @@
-"""What a caller's settings of PyTorch must not change: the default dtype, autocast, and the short products of TF32 and bfloat16."""
+"""In which precision networks are computed; and what a caller's settings of PyTorch must not change: the default dtype, autocast, and the
+short products of TF32 and bfloat16."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Literal, get_args
 
 import torch
+
+Precision = Literal["float32", "bfloat16", "auto"]
+"""Of a network under autocast; auto: the quicker on a device (`quickest`)."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+def quickest(device: torch.device) -> Literal["float32", "bfloat16"]:
+    """bfloat16 where the device multiplies it by units of its own (a CPU's AMX or AVX512-BF16, a GPU's tensor cores), else float32;
+    benchmarks/results/layouts.md has the measurement."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if device.type != "cpu":
+        return "float32"
+    asks = (
+        getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    )
+    return "bfloat16" if any(ask is not None and ask() for ask in asks) else "float32"
+
+
+def network_precision(precision: Precision, device: torch.device) -> torch.autocast:
+    """Autocast as `precision` says, within; whatever the caller has set."""
+    chosen = quickest(device) if precision == "auto" else precision
+    return torch.autocast(device.type, torch.bfloat16, enabled=chosen == "bfloat16")
 
 
 @contextmanager

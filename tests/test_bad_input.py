@@ -187,7 +187,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown precision": (
         lambda: TrainConfig(precision="fp8"),
-        "precision must be one of float32, bfloat16; got 'fp8'",
+        "precision must be one of float32, bfloat16, auto; got 'fp8'",
     ),
     "an average of no rate": (
         lambda: TrainConfig(ema=()),

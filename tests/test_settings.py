@@ -72,7 +72,7 @@ def test_text_is_read_by_the_settings_type(pair: str, value: object) -> None:
         ("train.lr=nan", r"train\.lr must be a number"),
         ("train.ema=a,b", r"train\.ema must be numbers, such as"),
         ("network.multipliers=(1,2", r"network\.multipliers must be integers"),
-        ("train.precision=half", r"train\.precision must be one of float32, bfloat16; got 'half'"),
+        ("train.precision=half", r"train\.precision must be one of float32, bfloat16, auto; got 'half'"),
         ("train.field_charges=all", r"train\.field_charges must be an integer \(int\) or none"),
         ("train.learning_rate=1", r"train: unknown setting 'learning_rate'"),
         ("train.filp=1", r"unknown setting 'filp' \(did you mean 'flip'\?\)"),

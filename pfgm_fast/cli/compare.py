@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pfgm_fast.cli.options import add_device, device, positive
+from pfgm_fast.precision import PRECISIONS
 
 
 def add(commands: Any) -> None:
@@ -35,6 +36,11 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--width", type=positive, help="features of the strong network (default: the plan's)"
     )
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of the networks, trained and sampled (default: the plan's)",
+    )
     command.add_argument("--samples", type=positive, help="drawn for each point (default: the plan's)")
     command.add_argument(
         "--studies",
@@ -62,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     name = options.plan or compare.plan_for(images)
     given: dict[str, Any] = {
         key: getattr(options, key)
-        for key in ("steps", "width", "samples")
+        for key in ("steps", "width", "precision", "samples")
         if getattr(options, key) is not None
     }
     if options.methods:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pfgm_fast.errors import ArgumentError
+from pfgm_fast.precision import PRECISIONS
 from pfgm_fast.training import RunConfig, settings
 from pfgm_fast.training.settings import merged as merged
 from pfgm_fast.world import launched, local_rank
@@ -34,6 +35,12 @@ def add_sampling(command: argparse.ArgumentParser, count: int, steps: int = 100)
         "(default: nothing beyond what the method holds)",
     )
     command.add_argument("--batch", type=positive, default=256, help="samples at a time (default 256)")
+    command.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the network; auto: bfloat16 where the device has units for it (default float32)",
+    )
     command.add_argument(
         "--ema", type=int, default=0, help="which average of the weights; -1: the weights themselves"
     )

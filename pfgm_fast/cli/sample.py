@@ -69,6 +69,7 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
 
     import torch
 
+    from pfgm_fast.precision import network_precision
     from pfgm_fast.sampling import sample
     from pfgm_fast.seeds import image_seeds
     from pfgm_fast.training.config import image_shape
@@ -91,19 +92,20 @@ def draw(options: argparse.Namespace) -> tuple[Any, int, float, Any]:
     def one(k: int) -> tuple[Any, int]:
         first = k * batch
         part = slice(first, min(first + batch, total))
-        out = sample(
-            net,
-            (part.stop - first, *shape),
-            options.solver,
-            options.steps,
-            x0=None if starts is None else starts[part],
-            seeds=image_seeds(options.seed, part.stop - first, first),  # whatever --batch is
-            method=method,
-            labels=None if labels is None else labels[part].to(where),
-            temperature=options.temperature,
-            clip_denoised=options.clip_denoised,
-            progress=here.writer,
-        )
+        with network_precision(options.precision, where):
+            out = sample(
+                net,
+                (part.stop - first, *shape),
+                options.solver,
+                options.steps,
+                x0=None if starts is None else starts[part],
+                seeds=image_seeds(options.seed, part.stop - first, first),  # whatever --batch is
+                method=method,
+                labels=None if labels is None else labels[part].to(where),
+                temperature=options.temperature,
+                clip_denoised=options.clip_denoised,
+                progress=here.writer,
+            )
         return out.x.cpu(), out.nfe
 
     parts = here.spread(math.ceil(total / batch), one)

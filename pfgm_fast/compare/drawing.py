@@ -15,6 +15,7 @@ from pfgm_fast.compare.measures import Measures
 from pfgm_fast.compare.plan import Model, Plan, Point
 from pfgm_fast.compare.results import Result
 from pfgm_fast.methods import Method
+from pfgm_fast.precision import network_precision
 from pfgm_fast.sampling import sample
 from pfgm_fast.solvers import STOCHASTIC
 
@@ -53,16 +54,17 @@ class Drawing:
         generator = torch.Generator(starts.device).manual_seed(2000 + self.model.seed)
         parts, evaluations = [], 0
         for part in starts.split(self.plan.sample_batch):
-            out = sample(
-                self.net,
-                tuple(part.shape),
-                solver,
-                steps,
-                x0=part,
-                method=self.method,
-                generator=generator,
-                denoise=True,
-            )
+            with network_precision(self.plan.precision, starts.device):
+                out = sample(
+                    self.net,
+                    tuple(part.shape),
+                    solver,
+                    steps,
+                    x0=part,
+                    method=self.method,
+                    generator=generator,
+                    denoise=True,
+                )
             parts.append(out.x)
             evaluations = max(evaluations, out.nfe)
             self.advance(expected * len(part) / len(starts))

@@ -10,6 +10,7 @@ from pfgm_fast.charges import Charges
 from pfgm_fast.data import ImageSet
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.precision import Precision
 from pfgm_fast.studies.exact import make
 from pfgm_fast.training import RunConfig, TrainConfig
 
@@ -62,7 +63,7 @@ class Plan:
     """The same for every method: steps, batch, lr, ema of training; width, multipliers, blocks of the DDPM++. A weak network has half
     the width and half the updates. seeds: of training and sampling, each a network of its own. samples: drawn for each point.
     euler, heun: steps of the ODEs. sde: evaluations of the samplers that draw noise. weak_heun, weak_euler: those of the weak networks.
-    most: images that are held out for the metric's reference, and as many for the classifier, at most. compile, precision: of the networks, alike for all.
+    most: images that are held out for the metric's reference, and as many for the classifier, at most. compile, precision: of the networks, trained and sampled, alike for all.
     """
 
     methods: tuple[str, ...] = METHODS
@@ -85,7 +86,7 @@ class Plan:
     most: int = 10_000
     flip: bool = False
     compile: bool = False
-    precision: str = "float32"
+    precision: Precision = "float32"
 
     def __post_init__(self) -> None:
         if not self.methods or not self.seeds or min(self.steps, self.samples, self.width) < 2:
@@ -138,7 +139,7 @@ class Plan:
             seed=model.seed,
             flip=self.flip,
             compile=self.compile,
-            precision=self.precision,  # type: ignore[arg-type]
+            precision=self.precision,
             log_every=50,
             sample_every=0,
             checkpoint_every=max(1, min(1000, steps // 4)),

@@ -23,6 +23,7 @@ from pfgm_fast.data import ImageSet
 from pfgm_fast.errors import ArgumentError
 from pfgm_fast.files import write_beside
 from pfgm_fast.methods import PFGM
+from pfgm_fast.precision import network_precision
 from pfgm_fast.sampling import sample
 from pfgm_fast.studies.network_error import NetworkError, network_error
 from pfgm_fast.studies.points import PointFile
@@ -105,7 +106,8 @@ class Comparison:
             times: list[float] = []
             for _ in range(rounds):
                 began = time.perf_counter()
-                out = sample(trainer.net, shape, "euler", 2, method=method, seed=0)
+                with network_precision(self.plan.precision, self.device):
+                    out = sample(trainer.net, shape, "euler", 2, method=method, seed=0)
                 self._wait()
                 times.append((time.perf_counter() - began) / (count * out.nfe))
             evaluation[weak] = median(times)
@@ -236,7 +238,8 @@ class Comparison:
         for _ in range(rounds + 1):
             for name, (method_, net) in nets.items():
                 began = time.perf_counter()
-                out = sample(net, shape, "euler", 3, method=method_, denoise=True)
+                with network_precision(self.plan.precision, self.device):
+                    out = sample(net, shape, "euler", 3, method=method_, denoise=True)
                 self._wait()
                 times[name].append((time.perf_counter() - began) / (shape[0] * out.nfe))
         facts = {

@@ -16,6 +16,7 @@ from pfgm_fast.files import write_beside
 from pfgm_fast.methods import METHODS, todays_names
 from pfgm_fast.methods import from_dict as method_from_dict
 from pfgm_fast.nn import UNetConfig
+from pfgm_fast.precision import Precision
 from pfgm_fast.training import settings
 from pfgm_fast.training.version_1 import config_today
 
@@ -33,7 +34,8 @@ class TrainConfig:
     brought down over the last `decay` share of the updates by a half cosine (0: constant, as in the paper).
     clip: largest norm of the gradient (0: none). ema: decay rates of the averages, the first is the one that samples; they
     warm up as (1 + n)/(10 + n). ema_half_life: in images, of averages in their place (EDM: 500,000), each at most
-    `ema_ramp_up` of the images seen (none: from the start). precision: of the network under autocast. flip: the mirror images are data too.
+    `ema_ramp_up` of the images seen (none: from the start). precision: of the network under autocast; auto: bfloat16 where
+    the device has units for it. flip: the mirror images are data too.
     conditional: labels go into the network, and a query sees the charges of its class. field_charges: charges drawn for each
     update, beside the batch's own; None: the whole data set, always. reservoir: images of a data set that need not fit in memory which
     are there at a time, and are the charges (`training.batches` has the rule); None: all of them.
@@ -60,7 +62,7 @@ class TrainConfig:
     ema_ramp_up: float | None = 0.05
     seed: int = 0
     accumulate: int = 1
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     channels_last: bool = True
     compile: bool = False
     flip: bool = True

@@ -21,7 +21,7 @@ from pfgm_fast.errors import ArgumentError
 from pfgm_fast.methods import Method
 from pfgm_fast.methods.network import check_network
 from pfgm_fast.nn import AugmentPipe
-from pfgm_fast.precision import single
+from pfgm_fast.precision import network_precision, single
 from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.averages import Averages
@@ -295,7 +295,7 @@ class Trainer:
                 )
             before = self.generator.get_state() if measured is not None else None
             with self.parallel.synced(k + 1 == len(parts)):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=train.precision == "bfloat16"):
+                with network_precision(train.precision, self.device):
                     losses = self.method.loss(
                         self._network, images, part, charges, self.generator, labels, **more
                     )
