@@ -238,6 +238,38 @@ def test_the_radius_of_the_data_is_kept_and_runs_of_before_it_go_on(
     assert torch.equal(torch.cat([p.flatten() for p in net.parameters()]), _weights(whole))
 
 
+def test_what_followed_from_the_data_stays_the_runs_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another number of threads or another device rounds a sum over the data differently; the run goes on, and keeps its numbers."""
+    from pfgm_fast.methods import EDM, METHODS
+
+    config = dataclasses.replace(_with(steps=2), method={"name": "edm"})
+    first = Trainer(config, tmp_path)
+    first.run(progress=False)
+    rules = METHODS["edm"].from_data
+
+    def rounded_differently(charges, **given):
+        found = rules(charges, **given)
+        return dataclasses.replace(
+            found, sigma_max=found.sigma_max * (1 + 2e-16 * 3), sigma_data=found.sigma_data * (1 - 3e-16)
+        )
+
+    monkeypatch.setattr(METHODS["edm"], "from_data", staticmethod(rounded_differently))
+    assert rounded_differently(load("digits").charges()) != first.method
+    again = Trainer(config, tmp_path)
+    assert again.step == 2
+    assert isinstance(again.method, EDM)
+    assert again.method == first.method
+    # Given in full, as comparisons do, they may differ by rounding, and by no more.
+    full = first.method.to_dict()
+    Trainer(
+        dataclasses.replace(config, method=full | {"sigma_max": full["sigma_max"] * (1 + 1e-15)}), tmp_path
+    )
+    with pytest.raises(CheckpointError, match=r"sigma_max"):
+        Trainer(dataclasses.replace(config, method=full | {"sigma_max": full["sigma_max"] * 1.001}), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -274,11 +274,18 @@ def _toml(content: str) -> dict[str, Any]:
 def differences(before: RunConfig, now: RunConfig) -> list[str]:
     """Settings in which two runs differ and a run may not change, as "lr = 0.001, not 0.002".
 
-    May change: how long to go on, what to report and keep, and how many bad updates to leave out; where the data lie.
+    May change: how long to go on, what to report and keep, and how many bad updates to leave out; where the data lie. Numbers that
+    rounding alone tells apart are the same: what follows from the data is a sum, in the order of some number of threads.
     """
     mine, theirs = _flat(before.to_dict()), _flat(now.to_dict())
-    names = [name for name in {**mine, **theirs} if name not in _FREE and mine.get(name) != theirs.get(name)]
+    names = [n for n in {**mine, **theirs} if n not in _FREE and not _same(mine.get(n), theirs.get(n))]
     return [f"{name.removeprefix('train.')} = {mine.get(name)!r}, not {theirs.get(name)!r}" for name in names]
+
+
+def _same(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return math.isclose(mine, theirs, rel_tol=1e-6)
+    return bool(mine == theirs)
 
 
 _FREE = frozenset(

@@ -77,6 +77,14 @@ def method_for(settings: dict[str, Any] | None, charges: Charges, whole: bool = 
     return rules(charges, **{k: v for k, v in given.items() if k != "name"})
 
 
+def settings_of_run(folder: Path, given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The method's settings as given, over those of the run that the folder holds: what followed from its data is not computed again,
+    for another number of threads, or another device, may round it differently."""
+    before = RunConfig.load(folder).method if checkpoints.available(folder) else None
+    asked = {"name": PFGM.name} if given is None else given
+    return given if before is None or before.get("name") != asked.get("name") else before | asked
+
+
 def newest(folder: Path) -> int | None:
     paths = checkpoints.available(folder)
     return checkpoints.step_of(paths[-1]) if paths else None

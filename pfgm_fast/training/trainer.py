@@ -35,6 +35,7 @@ from pfgm_fast.training.guards import (
     refuse_nonfinite,
     same_data,
     same_run,
+    settings_of_run,
     with_own_network,
 )
 from pfgm_fast.training.lock import RunLock
@@ -98,7 +99,8 @@ class Trainer:
         same_data(self.folder, record)
         self.images = loaded.with_flips() if train.flip else loaded
         self.batches = batches(self.images, train, self.device)
-        self.method: Method = method_for(config.method, self.batches.sample, whole=train.reservoir is None)
+        settings = settings_of_run(self.folder, config.method)
+        self.method: Method = method_for(settings, self.batches.sample, whole=train.reservoir is None)
         self.config = replace(
             config, method=self.method.to_dict(), dataset=record, data=absolute(config.data)
         )
