@@ -156,6 +156,7 @@ void run_bytes(const FieldCall& call, Arena& arena) {
     weights.parts = resident_parts(B, M, kByteWeightBlocks);
     const int64_t stride = ceil_div<int64_t>(M, kDepth) * kDepth;
     const int segments = sparse_segments(N);
+    byte_weights.screened = tile == Tile::kAsNeeded;
     byte_weights.open = screen.open;
     byte_weights.open_count = screen.open_count;
     byte_weights.most_parts = most_byte_parts(M);

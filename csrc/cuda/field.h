@@ -19,14 +19,14 @@ struct FieldCall : FieldArguments {
 };
 
 /// Scratch memory of one part of a call, in one block. A path takes all that it needs before it launches
-/// anything: once without memory, to learn how much that is (and launches nothing), then with it.
+/// anything: once without memory, to learn how much that is (and launches nothing), then with it. What it
+/// takes then may depend on the call and the device alone, not on what it took before: a path that wants
+/// more than it said is stopped before it launches anything.
 class Arena {
  public:
   Arena() = default;
-  Arena(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)) {
-#if defined(__CUDACC__)
-    (void)bytes;
-#else
+  Arena(void* memory, int64_t bytes) : memory_(static_cast<char*>(memory)), capacity_(bytes) {
+#if !defined(__CUDACC__)
     emulate::poison(memory, static_cast<size_t>(bytes));  // the last part's values are nobody's
 #endif
   }
@@ -34,6 +34,8 @@ class Arena {
   T* take(int64_t count) {
     const int64_t at = bytes_;
     bytes_ += ceil_div<int64_t>(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    if (memory_ && bytes_ > capacity_)
+      throw std::logic_error("pfgm_fast CUDA: a path takes more scratch memory than it asked for");
     return memory_ ? reinterpret_cast<T*>(memory_ + at) : nullptr;
   }
   bool measures() const { return memory_ == nullptr; }
@@ -42,7 +44,7 @@ class Arena {
  private:
   static constexpr int64_t kAlignment = 256;
   char* memory_ = nullptr;
-  int64_t bytes_ = 0;
+  int64_t capacity_ = 0, bytes_ = 0;
 };
 
 /// Serves a call: picks the path, cuts the batch so that scratch stays bounded.

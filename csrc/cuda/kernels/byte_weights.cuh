@@ -40,7 +40,8 @@ struct WeightDigits {
 struct ByteWeightCall {
   WeightCall<float, uint8_t> row;
   WeightDigits digits;
-  const int* open;        // (batch), or null: the queries that are not served yet,
+  bool screened;          // the queries that are not served yet are listed; else these are all
+  const int* open;        // (batch): the list,
   const int* open_count;  // and their number
   int together,
       most_parts;  // blocks that the queries share, where they are fewer; at most so many of them a row
@@ -55,13 +56,13 @@ struct RowShare {
   int queries, parts;
 };
 __device__ __forceinline__ RowShare row_share(const ByteWeightCall& call) {
-  if (!call.open) return {static_cast<int>(call.row.batch), call.row.parts};
+  if (!call.screened) return {static_cast<int>(call.row.batch), call.row.parts};
   const int queries = *call.open_count,
             parts = queries < call.together ? call.together / Maximum{}(queries, 1) : 1;
   return {queries, parts < call.most_parts ? parts : call.most_parts};
 }
 __device__ __forceinline__ int64_t row_of(const ByteWeightCall& call, int slot) {
-  return call.open ? call.open[slot] : slot;
+  return call.screened ? call.open[slot] : slot;
 }
 
 struct ByteWeightShared {
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kByteWeightBlocks) byte_weights_kern
 }
 
 inline int64_t byte_weights_blocks(const ByteWeightCall& call) {
-  if (!call.open) return call.row.batch * call.row.parts;
+  if (!call.screened) return call.row.batch * call.row.parts;
   return call.row.batch > call.together ? call.row.batch : call.together;
 }
 
