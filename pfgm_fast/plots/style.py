@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,24 @@ def figure_of(**options: Any) -> tuple[Any, Any]:
     return pyplot().subplots(**options)
 
 
+PLAIN, DENSE = 5.0, 2.2
+"""Decades of a logarithmic axis up to which its ticks are plain numbers, and up to which 2 and 5 are among them."""
+
+
+def _tick(axis: Any) -> None:
+    """Ticks of a logarithmic axis that neither vanish nor run into one another, whatever its range."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    decades = math.log10(high / low)
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < DENSE else (1,), numticks=12))
+    if decades < PLAIN:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def finish(figure: Any, path: str | Path, dpi: int = 130) -> None:
-    """Write a figure as PNG, whole or not at all, and close it.
+    """Write a figure as PNG, whole or not at all, and close it. Logarithmic axes get ticks that can be read.
 
     Args:
         figure: Matplotlib's.
@@ -58,6 +75,10 @@ def finish(figure: Any, path: str | Path, dpi: int = 130) -> None:
     Raises:
         OSError: It cannot be written.
     """
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":
+                _tick(axis)
     with beside(Path(path)) as partial:
         figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight")
     pyplot().close(figure)
