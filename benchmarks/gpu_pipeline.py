@@ -13,6 +13,7 @@ import pfgm_fast as pf
 from benchmarks.gpu_setting import Rows, Setting, images, row
 from benchmarks.gpu_timing import Function, measure, ratio
 from pfgm_fast import peers
+from pfgm_fast.training.captured import CapturedPasses
 
 
 def _network(setting: Setting) -> torch.nn.Module:
@@ -94,8 +95,38 @@ def training_step(setting: Setting) -> Rows:
 
         return run
 
+    def captured(net: torch.nn.Module) -> Function:
+        """The same with forward and backward passes replayed, as the trainer's `cuda_graph` has them."""
+        parameters = list(net.parameters())
+        optimizer = torch.optim.Adam(parameters, lr=2e-4, fused=True)
+        generator = torch.Generator(setting.device).manual_seed(0)
+        net.train()
+
+        def passes(images_: Tensor, rows: Tensor, labels: Tensor | None) -> Tensor:
+            with torch.autocast(setting.device.type, torch.bfloat16):
+                losses = method.loss(net, images_, rows, charges, generator)
+            losses.mean().backward()
+            return losses
+
+        replayed = CapturedPasses(passes, parameters, generator)
+
+        def run() -> None:
+            replayed(charges.values(index), index, None)
+            optimizer.step()
+
+        return run
+
     net = _network(setting)
-    functions = {
+    functions: dict[str, Function] = {}
+    if setting.device.type == "cuda":
+        name = "ours: all charges, bf16, channels-last, graph"
+        try:
+            functions[name] = captured(copy.deepcopy(net).to(memory_format=torch.channels_last))
+            functions[name]()
+        except RuntimeError as error:
+            functions.pop(name, None)
+            yield {"what": name, "note": f"not captured: {str(error).splitlines()[0]}"}
+    functions |= {
         "ours: all charges, bf16, channels-last": step(
             copy.deepcopy(net).to(memory_format=torch.channels_last), True
         ),

@@ -77,7 +77,10 @@ MULTIPROCESSORS = (3, 108, 132, 148)
 SHAPES = (  # B, M, N: the design's tables, and the edges of the choices
     *((128, 4096, 3072), (128, 50000, 3072), (1024, 50000, 3072), (64, 60000, 784)),
     *((16, 16384, 196608), (4096, 4096, 2), (512, 1797, 64), (1, 1, 1), (17, 100, 17), (65, 1000, 70000)),
-    *((33, 17000, 80), (40, 60000, 96)),  # screened, and fewer queries than blocks that come together on a device
+    *(
+        (33, 17000, 80),
+        (40, 60000, 96),
+    ),  # screened, and fewer queries than blocks that come together on a device
 )
 STEPS = ((64, 3072), (16, 196608), (3, 17), (4, 4096), (2, 20000))
 

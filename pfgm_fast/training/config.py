@@ -35,7 +35,8 @@ class TrainConfig:
     clip: largest norm of the gradient (0: none). ema: decay rates of the averages, the first is the one that samples; they
     warm up as (1 + n)/(10 + n). ema_half_life: in images, of averages in their place (EDM: 500,000), each at most
     `ema_ramp_up` of the images seen (none: from the start). precision: of the network under autocast; auto: bfloat16 where
-    the device has units for it. flip: the mirror images are data too.
+    the device has units for it. cuda_graph: on a CUDA device forward and backward passes are captured once and replayed (`training.captured`);
+    with all data as charges, one part an update, one process. flip: the mirror images are data too.
     conditional: labels go into the network, and a query sees the charges of its class. field_charges: charges drawn for each
     update, beside the batch's own; None: the whole data set, always. reservoir: images of a data set that need not fit in memory which
     are there at a time, and are the charges (`training.batches` has the rule); None: all of them.
@@ -65,6 +66,7 @@ class TrainConfig:
     precision: Precision = "float32"
     channels_last: bool = True
     compile: bool = False
+    cuda_graph: bool = False
     flip: bool = True
     conditional: bool = False
     field_charges: int | None = None
@@ -110,6 +112,18 @@ class TrainConfig:
             )
         if not 0 <= self.augment <= 1:
             raise ArgumentError(f"augment must lie in [0, 1]; got {self.augment}")
+        without = (
+            ("accumulate", 1),
+            ("field_charges", None),
+            ("reservoir", None),
+            ("augment", 0.0),
+            ("optimal_every", 0),
+        )
+        beside = [name for name, value in (*without, ("compile", False)) if getattr(self, name) != value]
+        if self.cuda_graph and beside:
+            raise ArgumentError(
+                f"cuda_graph captures an update with the whole data set as charges: not with {', '.join(beside)}"
+            )
         if self.batch % self.accumulate:
             raise ArgumentError(
                 f"batch {self.batch} cannot be split into {self.accumulate} equal parts (accumulate)"

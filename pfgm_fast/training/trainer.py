@@ -26,6 +26,7 @@ from pfgm_fast.sampling import sample
 from pfgm_fast.training import checkpoint as checkpoints
 from pfgm_fast.training.averages import Averages
 from pfgm_fast.training.batches import batches
+from pfgm_fast.training.captured import CapturedPasses
 from pfgm_fast.training.checkpoint import Checkpoint
 from pfgm_fast.training.config import DataRecord, RunConfig, absolute
 from pfgm_fast.training.guards import (
@@ -130,7 +131,17 @@ class Trainer:
         self._network = self.parallel.wrap(network, own=self.config.own_network is not None)
         self._augment = AugmentPipe(train.augment) if train.augment else None
         self._optimal = OptimalLoss(self.method, self.parallel.total) if train.optimal_every else None
+        self._parameters = list(self.net.parameters())
+        self._captured = self._capturing() if train.cuda_graph and self.device.type == "cuda" else None
         self._asked = self._stop = False
+
+    def _capturing(self) -> CapturedPasses:
+        """Raises: ArgumentError where several processes train together."""
+        if self.parallel.world.size > 1:
+            raise ArgumentError(
+                "cuda_graph is for one process: gradients are averaged over the ranks on the way"
+            )
+        return CapturedPasses(self._passes, self._parameters, self.generator)
 
     @property
     def charges(self) -> Charges:
@@ -289,7 +300,6 @@ class Trainer:
         for k, part in enumerate(parts):
             images = charges.values(part)
             labels = None if charges.labels is None else charges.labels[part]
-            scale = 1 / (len(part) * len(parts))
             more: dict[str, Any] = dict(self.parallel.rows(len(part)))
             if self._augment is not None:
                 more["augmentation"] = self._augment.draw(
@@ -297,25 +307,48 @@ class Trainer:
                 )
             before = self.generator.get_state() if measured is not None else None
             with self.parallel.synced(k + 1 == len(parts)):
-                with network_precision(train.precision, self.device):
-                    losses = self.method.loss(
-                        self._network, images, part, charges, self.generator, labels, **more
-                    )
-                loss = losses.sum() * scale
-                (loss * self.parallel.world.size).backward()  # gradients are averaged over the ranks
+                if self._captured is not None:
+                    losses = self._captured(images, part, labels)
+                else:
+                    losses = self._passes(images, part, labels, charges, len(parts), **more)
             if measured is not None and before is not None:
-                measured.measure(self.charges, before, losses.detach(), images, part, charges, labels, **more)
-            total += loss.detach()
+                measured.measure(self.charges, before, losses, images, part, charges, labels, **more)
+            total += losses.sum() * (1 / (len(part) * len(parts)))
         total = self.parallel.total(total)
         norm = torch.nn.utils.clip_grad_norm_(
-            self.net.parameters(), train.clip if train.clip else math.inf, foreach=True
+            self._parameters, train.clip if train.clip else math.inf, foreach=True
         )
         # A bad update is left out on the device: Adam's fused kernel changes neither weights nor moments where found_inf is 1.
         self.optimizer.found_inf = Watch.bad(total, norm)  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._captured is None:  # else the graph writes them anew
+            self.optimizer.zero_grad(set_to_none=True)
         self.averages.update(self.net)
         return total, norm
+
+    def _passes(
+        self,
+        images: Tensor,
+        rows: Tensor,
+        labels: Tensor | None,
+        charges: Charges | None = None,
+        parts: int = 1,
+        **more: Any,
+    ) -> Tensor:
+        """Losses (B,) of one of an update's `parts`, and its share of the gradients. charges: all in memory where None."""
+        with network_precision(self.config.train.precision, self.device):
+            losses = self.method.loss(
+                self._network,
+                images,
+                rows,
+                self.charges if charges is None else charges,
+                self.generator,
+                labels,
+                **more,
+            )
+        loss = losses.sum() * (1 / (len(rows) * parts))
+        (loss * self.parallel.world.size).backward()  # gradients are averaged over the ranks
+        return losses.detach()
 
     def _sample_grid(self, log: MetricsLog | SilentLog) -> None:
         from pfgm_fast.plots import image_grid, save_image
