@@ -126,6 +126,10 @@ def main() -> None:
     print(markdown(facts, rows))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_beside(options.out, (json.dumps(facts | {"rows": rows}, indent=1) + "\n").encode())
+    write_beside(
+        options.out.with_suffix(".md"),
+        f"# Layout and precision of networks\n\n{markdown(facts, rows)}".encode(),
+    )
 
 
 if __name__ == "__main__":

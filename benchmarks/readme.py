@@ -174,7 +174,25 @@ def _gpu_bar(case: str, ours: Row, graph: Row | None) -> str:
     return ""
 
 
-BLOCKS = {"cpu": cpu, "demo": demo, "claims": claims, "gpu": gpu}
+def pipeline() -> list[str]:
+    """Images per second of the whole pipeline, ours beside the plain one."""
+    facts = json.loads((GPUS / "pipeline.json").read_text())
+    threads = "one thread" if facts["threads"] == 1 else f"{facts['threads']} threads"
+    lines = [
+        f"{facts['processor']}, {threads}, torch {facts['torch']}: `python -m benchmarks.bench_pipeline`. Plain: the same UNet in plain PyTorch, "
+        "float32, the target by the authors' formula; ours in bfloat16, which this processor has units for "
+        "([layouts and precisions](benchmarks/results/layouts.md), [what bfloat16 does to the samples](docs/reports/precision/README.md)).",
+        "",
+        "| images/s | ours | plain | faster (bar) |",
+        "|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {row['preset']}, {row['what']} | {row['ours images/s']:.3g} | {row['plain images/s']:.3g} | {row['speedup']:.2f}× (≥ {row['bar']:.3g}) |"
+        for row in facts["rows"]
+    ]
+
+
+BLOCKS = {"cpu": cpu, "demo": demo, "pipeline": pipeline, "claims": claims, "gpu": gpu}
 
 
 def written(text: str) -> str:

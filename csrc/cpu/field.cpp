@@ -2,6 +2,7 @@
 #include "field.h"
 
 #include "field_operator.h"
+#include "subnormals.h"
 
 namespace pfgm {
 
@@ -14,7 +15,10 @@ void run_field(const FieldCall& call, const Parallel& parallel) {
 
 void serve(const FieldArguments& arguments, const Tensor&) {
   run_field(arguments, [](int64_t begin, int64_t end, int64_t grain, const auto& body) {
-    torch::stable::parallel_for(begin, end, grain, body);
+    torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+      const SubnormalsToZero fast;
+      body(first, last);
+    });
   });
 }
 
