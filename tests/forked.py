@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @contextlib.contextmanager
 def group(folder: Path, name: str, rank: int, size: int) -> Iterator[None]:
     """A gloo group of ranks 0 … size − 1 by a file in the folder; each name once."""
-    store = f"file://{folder}/store-{name}"
+    store = f"file://{folder.resolve()}/store-{name}"  # of a relative path the first folder would be a host
     wait = datetime.timedelta(seconds=60)
     dist.init_process_group("gloo", store, rank=rank, world_size=size, timeout=wait)
     try:
