@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -310,7 +310,7 @@ class Trainer:
                 if self._captured is not None:
                     losses = self._captured(images, part, labels)
                 else:
-                    losses = self._passes(images, part, labels, charges, len(parts), **more)
+                    losses = self._passes(images, part, labels, charges, len(parts), more)
             if measured is not None and before is not None:
                 measured.measure(self.charges, before, losses, images, part, charges, labels, **more)
             total += losses.sum() * (1 / (len(part) * len(parts)))
@@ -333,9 +333,9 @@ class Trainer:
         labels: Tensor | None,
         charges: Charges | None = None,
         parts: int = 1,
-        **more: Any,
+        more: Mapping[str, Any] | None = None,
     ) -> Tensor:
-        """Losses (B,) of one of an update's `parts`, and its share of the gradients. charges: all in memory where None."""
+        """Losses (B,) of one of an update's `parts`, and its share of the gradients. charges: all in memory where None; more: for the method's loss."""
         with network_precision(self.config.train.precision, self.device):
             losses = self.method.loss(
                 self._network,
@@ -344,7 +344,7 @@ class Trainer:
                 self.charges if charges is None else charges,
                 self.generator,
                 labels,
-                **more,
+                **(more or {}),
             )
         loss = losses.sum() * (1 / (len(rows) * parts))
         (loss * self.parallel.world.size).backward()  # gradients are averaged over the ranks
