@@ -78,6 +78,19 @@ def test_is_a_module_that_edm_and_k_diffusion_can_call(images, x):
     assert float(torch.cdist(state.flatten(1), values).min(1).values.max()) < 0.2
 
 
+@pytest.mark.parametrize(
+    "sampler", ["euler", "heun", "dpm_2", "dpmpp_2m", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde"]
+)
+def test_the_samplers_of_k_diffusion_end_on_the_data(images, x, sampler):
+    """k-diffusion's own, where it is installed (0.1.1 was tried); a new version of it may ask for more than a module."""
+    samplers = pytest.importorskip("k_diffusion.sampling", reason="k-diffusion is not installed")
+    sigmas = samplers.get_sigmas_karras(30, 0.002, 80.0)
+    drawn = getattr(samplers, f"sample_{sampler}")(pf.IdealDenoiser(images), 80 * x, sigmas, disable=True)
+    values = pf.Charges(images).values().flatten(1)
+    apart = (drawn.flatten(1)[:, None].double() - values.double()).norm(dim=2)
+    assert float(apart.amin(1).max()) <= 1e-5
+
+
 def test_gradients_pass_through(images, x):
     sigma = torch.full((6,), 0.9, requires_grad=True)
     x = x.clone().requires_grad_()
