@@ -50,8 +50,18 @@ GENCODE = (  # the sources differ only for 90a; later GPUs compile the PTX of an
 )
 
 
-def cuda_sources() -> list[Path]:
-    return sorted(SOURCES.glob("*.cu"))
+def cuda_units() -> list[Path]:
+    """What is compiled: each source with kernels, and one that includes all others, of which PyTorch's headers are nearly all."""
+    sources = sorted(SOURCES.glob("*.cu"))
+    without = [path for path in sources if not has_kernels(path)]
+    together = CACHE / "without_kernels.cu"
+    text = "".join(f'#include "{path}"\n' for path in without)
+    if not together.exists() or together.read_text() != text:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        part = together.with_suffix(f".{os.getpid()}")
+        part.write_text(text)
+        part.rename(together)
+    return [*(path for path in sources if path not in without), together]
 
 
 def nvcc() -> str | None:
@@ -117,7 +127,7 @@ def host_object(source: Path) -> Path:
 def host_library() -> Path:
     """The CUDA backend compiled for the host: its operators, in the namespace pfgm_fast_cuda, serve CPU tensors."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(host_object, [*cuda_sources(), EMULATOR / "control.cpp"]))
+        objects = list(pool.map(host_object, [*cuda_units(), EMULATOR / "control.cpp"]))
     target = CACHE / "host" / f"pfgm_cuda_host-{hashlib.sha256(repr(objects).encode()).hexdigest()[:16]}.so"
     library = TORCH / "lib"
     link = [f"-L{library}", "-ltorch_cpu", "-ltorch", "-lc10", f"-Wl,-rpath,{library}"]
@@ -228,7 +238,7 @@ def has_kernels(source: Path) -> bool:
 
 
 def device_object(source: Path) -> tuple[Path, str]:
-    """One source compiled by nvcc in one call for every architecture (for one, where it has no kernels): the object, and what ptxas
+    """One unit compiled by nvcc in one call for every architecture (for one, where it has no kernels): the object, and what ptxas
     says of each kernel (registers, spills, shared memory)."""
     compiler = nvcc()
     assert compiler is not None
@@ -249,7 +259,7 @@ def ptx(name: str, architecture: str) -> str:
 
 
 def device_objects() -> dict[str, tuple[Path, str]]:
-    """`device_object` of every source, by its name, compiled on all cores."""
-    sources = cuda_sources()
+    """`device_object` of every unit, by its name, compiled on all cores."""
+    units = cuda_units()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip([s.name for s in sources], pool.map(device_object, sources), strict=True))
+        return dict(zip([u.name for u in units], pool.map(device_object, units), strict=True))

@@ -77,13 +77,13 @@ def kernels(report: str) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def objects():
-    """source → object and report; compiled on all cores, once for a content (build/tests/cuda)."""
+    """unit → object and report; compiled on all cores, once for a content (build/tests/cuda)."""
     return cuda_tools.device_objects()
 
 
-@pytest.mark.parametrize("source", [path.name for path in cuda_tools.cuda_sources()])
-def test_compiles_without_warnings_and_spills(source: str, objects) -> None:
-    report = objects[source][1]
+@pytest.mark.parametrize("unit", [path.name for path in cuda_tools.cuda_units()])
+def test_compiles_without_warnings_and_spills(unit: str, objects) -> None:
+    report = objects[unit][1]
     assert "warning" not in report.lower(), report
     assert "Potential Performance Loss" not in report, report  # products of a warpgroup one after another
     for kernel in kernels(report):

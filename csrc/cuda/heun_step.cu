@@ -5,12 +5,6 @@
 namespace pfgm {
 namespace {
 
-Tensor converted(const Tensor& from, const Tensor& like) {
-  Tensor result = new_like(like);
-  torch::stable::copy_(result, from);
-  return result;
-}
-
 Tensor heun_step(const Tensor& x, const Tensor& vx, const Tensor& vz, const Tensor& vx_next,
                  const Tensor& vz_next, const Tensor& z, const Tensor& z_next, double gamma, double z_exp,
                  std::optional<double> radius) {

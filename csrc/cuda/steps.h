@@ -1,6 +1,8 @@
 // From the steps' tensors to launch_step: dtypes become template arguments here, once for all four operators.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/step_kernels.cuh"
 #include "tensors.h"
 
@@ -19,7 +21,18 @@ inline PerRow per_row(const Tensor& tensor) {
   return {tensor.const_data_ptr(), type, tensor.dim() == 1 && tensor.sizes()[0] > 1 ? 1 : 0};
 }
 
-/// Calls `rule(T{})` for the rule, then launches it for x's dtype T and v's dtype V. `x` and `second` may be
+inline Tensor converted(const Tensor& from, const Tensor& like) {
+  Tensor result = new_like(like);
+  torch::stable::copy_(result, from);
+  return result;
+}
+
+inline bool is_half(const Tensor& v) {
+  return v.scalar_type() == ScalarType::BFloat16 || v.scalar_type() == ScalarType::Half;
+}
+
+/// Launches the rule `make(T{})` for x's dtype T, with v in T or, where T is float32 and the rule is of a
+/// network's output, in half precision: other dtypes are not worth their kernels. `x` and `second` may be
 /// null.
 template <class T, class MakeRule>
 void run_step_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* second, const Tensor& out) {
@@ -36,13 +49,11 @@ void run_step_as(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* 
       return static_cast<T*>(scratch.get());
     });
   };
-  switch (v.scalar_type()) {
-    case ScalarType::Float: return go(float{});
-    case ScalarType::Double: return go(double{});
-    case ScalarType::BFloat16: return go(BFloat16{});
-    case ScalarType::Half: return go(Half{});
-    default: require(false, "v_x must be float32, float64, bfloat16 or float16");
+  if constexpr (std::is_same_v<T, float> && decltype(make(T{}))::kNetwork) {
+    if (v.scalar_type() == ScalarType::BFloat16) return go(BFloat16{});
+    if (v.scalar_type() == ScalarType::Half) return go(Half{});
   }
+  go(T{});
 }
 
 template <class MakeRule>
@@ -55,10 +66,17 @@ void run_step(MakeRule make, const Tensor* x, const Tensor& v, const Tensor* sec
   require(!second ||
               (second->is_contiguous() && same_shape(*second, v) && second->scalar_type() == v.scalar_type()),
           "v_x at z' must have v_x's shape and dtype, and be contiguous");
+  const bool single = out.scalar_type() == ScalarType::Float;
+  require(single || out.scalar_type() == ScalarType::Double, "x must be float32 or float64");
+  require(v.scalar_type() == ScalarType::Float || v.scalar_type() == ScalarType::Double || is_half(v),
+          "v_x must be float32, float64, bfloat16 or float16");
   const DeviceGuard guard(device_of(v));
-  if (out.scalar_type() == ScalarType::Double) run_step_as<double>(make, x, v, second, out);
-  else if (out.scalar_type() == ScalarType::Float) run_step_as<float>(make, x, v, second, out);
-  else require(false, "x must be float32 or float64");
+  if (v.scalar_type() != out.scalar_type() && !(single && is_half(v))) {
+    const Tensor first = converted(v, out), then = second ? converted(*second, out) : first;
+    return run_step(make, x, first, second ? &then : nullptr, out);
+  }
+  if (single) run_step_as<float>(make, x, v, second, out);
+  else run_step_as<double>(make, x, v, second, out);
 }
 
 }  // namespace pfgm

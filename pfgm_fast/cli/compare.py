@@ -78,8 +78,10 @@ def run(options: argparse.Namespace) -> None:
     plan = replace(compare.PLANS[name], **given)
 
     def page(results: list[compare.Result]) -> Path:
-        size = f" --size {options.size}" if options.size else ""
-        command = f"pfgm-fast compare --data {Path(options.data).name}{size} --out {options.out}"
+        chosen = {**given, "size": options.size, "plan": options.plan, "seeds": options.seeds}
+        chosen["methods"] = " ".join(options.methods or ())
+        said = "".join(f" --{key} {value}" for key, value in chosen.items() if value)
+        command = f"pfgm-fast compare --data {Path(options.data).name}{said} --out {options.out}"
         return compare.write_report(plan, results, images.name, options.out, options.studies, command)
 
     comparison = compare.Comparison(plan, images, options.data, options.out, device(options))

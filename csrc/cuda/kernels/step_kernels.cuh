@@ -52,7 +52,7 @@ __device__ __forceinline__ T drift_divisor(T squares, T vz, T z, int64_t dim, T 
 /// drift: v/v_z.
 template <class T>
 struct DriftRule {
-  static constexpr bool kBase = false, kAdds = false, kSecond = false;
+  static constexpr bool kBase = false, kAdds = false, kSecond = false, kNetwork = true;
   PerRow vz, z;
   T gamma, z_exp, radius;
   __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
@@ -71,7 +71,7 @@ struct BoundedDriftRule : DriftRule<T> {
 /// euler_step: x + (z' − z) v/v_z.
 template <class T>
 struct EulerRule {
-  static constexpr bool kBase = true, kAdds = true, kSecond = false;
+  static constexpr bool kBase = true, kAdds = true, kSecond = false, kNetwork = true;
   PerRow vz, z, z_next;
   T gamma, z_exp, radius;
   __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
@@ -84,7 +84,7 @@ struct EulerRule {
 /// heun_step: x + (z' − z)/2 (v/v_z + v'/v_z').
 template <class T>
 struct HeunRule {
-  static constexpr bool kBase = true, kAdds = true, kSecond = true;
+  static constexpr bool kBase = true, kAdds = true, kSecond = true, kNetwork = true;
   PerRow vz, z, z_next, vz_next;
   T gamma, z_exp, radius;
   __device__ Factors<T> operator()(int64_t row, int64_t dim, const StepSums<T>& sums) const {
@@ -98,7 +98,7 @@ struct HeunRule {
 /// normalize_field: −√N E/(‖E‖ + γ), E = (v, r); also writes v_z. PFGM eq. 5.
 template <class T>
 struct NormalizeRule {
-  static constexpr bool kBase = false, kAdds = false, kSecond = false;
+  static constexpr bool kBase = false, kAdds = false, kSecond = false, kNetwork = false;
   static constexpr T radius = 0;
   const T* r;
   T* vz;
