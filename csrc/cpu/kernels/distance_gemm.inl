@@ -87,9 +87,23 @@ void pack_rows(const float* x, int64_t rows, int64_t dim, float* packed) {
   }
 }
 
-inline void multiply_tile(const float* x, const float* panel, int64_t depth, float* sums) {
-  Vector sum[kTileRows]
-            [kVectors];  // from zero in each block: short sums of short sums lose far less than one long one
+/// Where the sums of a register tile go: those of further blocks of coordinates are added up in `sums`, at
+/// the last block u comes of them.
+struct TileOutput {
+  float* sums;
+  bool begins, ends;
+  int64_t rows;  // of u, that the tile has
+  float* u;
+  int64_t stride;
+  float scale;
+  const float* norms;
+};
+
+/// A register tile over one block of coordinates, from zero: short sums of short sums lose far less than one
+/// long one. A function of its own: where it is inlined, GCC 12 keeps one of the sums in memory.
+[[gnu::noinline]] void multiply_tile(const float* x, const float* panel, int64_t depth,
+                                     const TileOutput& to) {
+  Vector sum[kTileRows][kVectors];
   for (int i = 0; i < kTileRows; ++i)
     for (int v = 0; v < kVectors; ++v) sum[i][v] = Vector{};
   for (int64_t k = 0; k < depth; ++k, x += kTileRows, panel += kTileCharges) {
@@ -98,11 +112,21 @@ inline void multiply_tile(const float* x, const float* panel, int64_t depth, flo
     for (int i = 0; i < kTileRows; ++i)
       for (int v = 0; v < kVectors; ++v) sum[i][v] = fma(all(x[i]), y[v], sum[i][v]);
   }
+  if (!to.begins)
+    for (int i = 0; i < kTileRows; ++i)
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += load(to.sums + i * kTileCharges + v * kWidth);
+  const auto finish = [&](int i, int v, Vector total) {
+    store(to.u + i * to.stride + v * kWidth, fma(all(-2.0f * to.scale), total, load(to.norms + v * kWidth)));
+  };
+  if (to.ends && to.rows >= kTileRows) {
+    for (int i = 0; i < kTileRows; ++i)
+      for (int v = 0; v < kVectors; ++v) finish(i, v, sum[i][v]);
+    return;
+  }
   for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kVectors; ++v) {
-      float* place = sums + i * kTileCharges + v * kWidth;
-      store(place, load(place) + sum[i][v]);
-    }
+    for (int v = 0; v < kVectors; ++v) store(to.sums + i * kTileCharges + v * kWidth, sum[i][v]);
+  for (int i = 0; to.ends && i < to.rows; ++i)
+    for (int v = 0; v < kVectors; ++v) finish(i, v, load(to.sums + i * kTileCharges + v * kWidth));
 }
 
 int64_t gemm_scratch(int64_t rows) { return rows_padded(rows) * kTileCharges + kDepth * kTileCharges; }
@@ -113,18 +137,15 @@ void distance_gemm(const float* packed, int64_t rows, const ChargeView& charges,
   float* sums = scratch;
   float* panel = scratch + padded * kTileCharges;
   for (int64_t tile = first; tile < last; tile += kTileCharges) {
-    std::memset(sums, 0, sizeof(float) * padded * kTileCharges);
     const float* x = packed;
     for (int64_t k0 = 0; k0 < charges.dim; k0 += kDepth) {
       const int64_t depth = charges.dim - k0 < kDepth ? charges.dim - k0 : kDepth;
+      const bool begins = k0 == 0, ends = k0 + depth == charges.dim;
       pack_charges(charges, count, tile, k0, depth, panel);
       for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
-        multiply_tile(x, panel, depth, sums + i0 * kTileCharges);
+        multiply_tile(x, panel, depth,
+                      {sums + i0 * kTileCharges, begins, ends, rows - i0, u + i0 * stride + tile, stride,
+                       scale, norms + tile});
     }
-    for (int64_t i = 0; i < rows; ++i)
-      for (int v = 0; v < kVectors; ++v)
-        store(u + i * stride + tile + v * kWidth,
-              fma(all(-2.0f * scale), load(sums + i * kTileCharges + v * kWidth),
-                  load(norms + tile + v * kWidth)));
   }
 }

@@ -8,7 +8,8 @@ inline Vector load(const float* p) { return *reinterpret_cast<const Unaligned*>(
 inline void store(float* p, Vector v) { *reinterpret_cast<Unaligned*>(p) = v; }
 inline Whole load_whole(const int32_t* p) { return *reinterpret_cast<const UnalignedWhole*>(p); }
 inline void store_whole(int32_t* p, Whole v) { *reinterpret_cast<UnalignedWhole*>(p) = v; }
-inline Vector all(float value) { return Vector{} + value; }
+/// value − 0 is value for −0 too, so this is one broadcast; 0 + value would be an addition before it.
+inline Vector all(float value) { return value - Vector{}; }
 inline Whole all_whole(int32_t value) { return Whole{} + value; }
 inline Vector lesser(Vector a, Vector b) { return a < b ? a : b; }
 inline Vector greater(Vector a, Vector b) { return a > b ? a : b; }

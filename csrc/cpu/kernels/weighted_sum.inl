@@ -9,50 +9,65 @@ constexpr int kGroup = kWidth == 16 ? 8 : 4;
 constexpr int64_t kBand = 64;
 constexpr int kStrip = kVectors * kWidth;
 
+/// The charges of a band that weigh something for one row of a group at least. Rows that the group lacks are
+/// the first one again: their sums are left alone.
 struct Picked {
   int64_t count;
   int32_t rows[kBand];
-  float weights[kBand][kGroup];
+  const float* weights[kGroup];
 };
 
 inline void pick(const float* weights, int64_t group, int64_t stride, int64_t j0, int64_t j1,
                  Picked& picked) {
+  for (int64_t g = 0; g < kGroup; ++g) picked.weights[g] = weights + (g < group ? g * stride : 0);
   picked.count = 0;
-  for (int64_t j = j0; j < j1; ++j) {
-    float largest = 0;
-    float* out = picked.weights[picked.count];
-    for (int64_t g = 0; g < kGroup; ++g) {
-      out[g] = g < group ? weights[g * stride + j] : 0.0f;
-      largest = out[g] > largest ? out[g] : largest;
+  for (int64_t j = j0; j < j1; j += kWidth) {
+    const int64_t n = j1 - j < kWidth ? j1 - j : kWidth;
+    Vector largest{};
+    for (int64_t g = 0; g < kGroup; ++g) largest = greater(load_some(picked.weights[g] + j, n), largest);
+    float lanes[kWidth];
+    store(lanes, largest);
+    for (int64_t lane = 0; lane < n; ++lane) {
+      picked.rows[picked.count] = static_cast<int32_t>(j + lane);
+      picked.count += lanes[lane] > 0;
     }
-    if (largest > 0) picked.rows[picked.count++] = static_cast<int32_t>(j);
   }
 }
 
 /// kPart·kWidth coordinates from k on of the picked charges into the sums of a group of rows. `ahead`: the
 /// next band's charges, which are asked for meanwhile, or 0.
-template <int kPart>
-inline void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
-                      int64_t ahead, double* sums) {
-  const int64_t size = charges.bytes ? 1 : 4;
+template <int kPart, bool kBytes>
+[[gnu::noinline]] void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
+                                 int64_t ahead, double* sums) {
+  constexpr int64_t kSize = kBytes ? 1 : 4;
   Vector sum[kGroup][kPart] = {};
+  const float* weights[kGroup];
+  for (int g = 0; g < kGroup; ++g) weights[g] = picked.weights[g];
   for (int64_t c = 0; c < picked.count; ++c) {
+    const int64_t j = picked.rows[c];
     Vector y[kPart];
-    const int64_t at = picked.rows[c] * charges.dim + k;
-    const char* soon = static_cast<const char*>(charges.data) + (at + ahead * charges.dim) * size;
-    for (int64_t byte = 0; ahead > 0 && byte < kPart * kWidth * size; byte += 64)
+    const int64_t at = j * charges.dim + k;
+    const char* soon = static_cast<const char*>(charges.data) + (at + ahead * charges.dim) * kSize;
+    for (int64_t byte = 0; ahead > 0 && byte < kPart * kWidth * kSize; byte += 64)
       __builtin_prefetch(soon + byte);
     for (int v = 0; v < kPart; ++v)
-      y[v] = charges.bytes ? from_bytes(static_cast<const uint8_t*>(charges.data) + at + v * kWidth) - 128.0f
-                           : load(static_cast<const float*>(charges.data) + at + v * kWidth);
+      y[v] = kBytes ? from_bytes(static_cast<const uint8_t*>(charges.data) + at + v * kWidth) - 128.0f
+                    : load(static_cast<const float*>(charges.data) + at + v * kWidth);
     for (int g = 0; g < kGroup; ++g)
-      for (int v = 0; v < kPart; ++v) sum[g][v] = fma(all(picked.weights[c][g]), y[v], sum[g][v]);
+      for (int v = 0; v < kPart; ++v) sum[g][v] = fma(all(weights[g][j]), y[v], sum[g][v]);
   }
   for (int64_t g = 0; g < group; ++g)
     for (int v = 0; v < kPart; ++v) {
       double* place = sums + g * charges.dim + k + v * kWidth;
       for (int lane = 0; lane < kWidth; ++lane) place[lane] += sum[g][v][lane];
     }
+}
+
+template <int kPart>
+inline void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
+                      int64_t ahead, double* sums) {
+  if (charges.bytes) add_strip<kPart, true>(picked, charges, group, k, ahead, sums);
+  else add_strip<kPart, false>(picked, charges, group, k, ahead, sums);
 }
 
 inline float raw_one(const ChargeView& charges, int64_t at) {
@@ -78,7 +93,7 @@ void weighted_sum(const float* weights, int64_t rows, int64_t stride, const Char
         for (int64_t g = 0; g < group; ++g) {
           double total = to[g * charges.dim + k];
           for (int64_t c = 0; c < picked.count; ++c)
-            total += picked.weights[c][g] * raw_one(charges, picked.rows[c] * charges.dim + k);
+            total += picked.weights[g][picked.rows[c]] * raw_one(charges, picked.rows[c] * charges.dim + k);
           to[g * charges.dim + k] = total;
         }
     }
