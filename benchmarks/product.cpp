@@ -33,6 +33,8 @@ constexpr int kChains = 16;  // independent sums: more than latency times units
 PFGM_CHAINS(fma_avx512, "avx512f", __m512, _mm512_set1_ps(1.0f), _mm512_fmadd_ps(sum[i], _mm512_set1_ps(0.99f), _mm512_set1_ps(0.01f)), 32)
 PFGM_CHAINS(fma_avx2, "avx2,fma", __m256, _mm256_set1_ps(1.0f), _mm256_fmadd_ps(sum[i], _mm256_set1_ps(0.99f), _mm256_set1_ps(0.01f)), 16)
 PFGM_CHAINS(bytes_avx512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], _mm512_set1_epi8(3), _mm512_set1_epi8(5)), 128)
+// as dot_bytes of csrc/cpu/kernels/avx2.cpp: three instructions
+PFGM_CHAINS(bytes_avx2, "avx2", __m256i, _mm256_setzero_si256(), _mm256_add_epi32(sum[i], _mm256_madd_epi16(_mm256_maddubs_epi16(sum[i], _mm256_set1_epi8(5)), _mm256_set1_epi16(1))), 64)
 #endif
 
 }  // namespace
@@ -44,14 +46,15 @@ double peak(int bytes) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool wide = __builtin_cpu_supports("avx512f"), vnni = __builtin_cpu_supports("avx512vnni");
-  if (bytes && !vnni) return 0;
-  if (!bytes && !wide && !__builtin_cpu_supports("fma")) return 0;
+  if (!wide && !__builtin_cpu_supports("fma")) return 0;
   double total = 0;
 #pragma omp parallel reduction(+ : total)
   {
     double best = 0;
     for (int round = 0; round < 5; ++round)
-      best = std::max(best, bytes ? bytes_avx512(1000000) : wide ? fma_avx512(1000000) : fma_avx2(1000000));
+      best = std::max(best, bytes ? vnni ? bytes_avx512(1000000) : bytes_avx2(1000000)
+                            : wide ? fma_avx512(1000000)
+                                   : fma_avx2(1000000));
     total += best;
   }
   return total;
@@ -60,7 +63,8 @@ double peak(int bytes) {
 #endif
 }
 
-int has_bytes() { return pfgm::kernels().has_bytes; }
+/// The largest digit that bytes are multiplied with here; 0 where they are not.
+int largest_digit() { return pfgm::kernels().largest_digit; }
 const char* name() { return pfgm::kernels().name; }
 
 /// u (rows, M rounded up to a tile) of x (rows, dim) and charges (M, dim), floats or bytes, as csrc/cpu/large.cpp calls it.

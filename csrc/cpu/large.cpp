@@ -92,7 +92,7 @@ void Large::block(int64_t first, int64_t last) {
   if (active.empty()) return;
   center_rows(active);
   const bool digits = digits_serve(active.size());
-  if (digits && charges_.bytes) return serve_by_digits(active);
+  if (digits && charges_.bytes && numbers_serve()) return serve_by_digits(active);
   if (digits) {
     screen(active);
     if (active.empty()) return;

@@ -86,8 +86,11 @@ class Large {
 
   // ---- large_digits.cpp ----
   bool digits_serve(int64_t rows) const;
+  /// Whether numbers of several digits are multiplied, or only the one that screens.
+  bool numbers_serve() const { return k_.largest_digit == 127; }
   void screen(std::vector<RowFacts>& rows);
   bool beyond_screening(const RowFacts& row) const;
+  float largest_byte_product(const RowFacts& row) const;
   void split(RowFacts& row, int digits, int8_t* out) const;
   bool screened(const RowFacts& row, const float* u, ErrorBound errors, float largest_product, Work& work);
   void multiply_digits(const std::vector<const int8_t*>& rows, int32_t* sums);

@@ -14,7 +14,8 @@ constexpr double kWeightError = 3e-7;  // what two digits may cost a row's direc
 void Large::sum_dense(const std::vector<DenseRow>& rows) {
   const int64_t count = rows.size();
   std::vector<double> sums(count * N_), pulled(score_ ? count * N_ : 0), shares(count), pull_shares(count);
-  const auto sum = charges_.bytes && digits_serve(count) ? &Large::sum_by_digits : &Large::sum_by_floats;
+  const bool digits = charges_.bytes && numbers_serve() && digits_serve(count);
+  const auto sum = digits ? &Large::sum_by_digits : &Large::sum_by_floats;
   (this->*sum)(rows, u_, &WeightSums::mass, sums.data(), shares.data());
   if (score_) (this->*sum)(rows, pulls_, &WeightSums::rate, pulled.data(), pull_shares.data());
   share_out(parallel_, count, [&] {
@@ -56,7 +57,7 @@ void Large::sum_by_floats(const std::vector<DenseRow>& rows, std::vector<float>&
     if (rows[i].at != i)  // rows of weights that are in use move together to the front
       std::copy_n(matrix.begin() + rows[i].at * stride_, M_, matrix.begin() + i * stride_);
   }
-  over_pieces(count, 16, [&](int64_t top, int64_t some, int64_t from, int64_t to) {
+  over_pieces(count, 24, [&](int64_t top, int64_t some, int64_t from, int64_t to) {
     k_.weighted_sum(matrix.data() + top * stride_, some, stride_, charges_, M_, from, to, sums + top * N_);
   });
 }

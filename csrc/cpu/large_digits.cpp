@@ -14,7 +14,7 @@ constexpr int64_t kFloatRows = 32;  // fewer rows do not pay for rounding float 
 }  // namespace
 
 bool Large::digits_serve(int64_t rows) const {
-  if (!k_.has_bytes || N_ > kDigitDimensions || M_ < 2 * k_.tile_charges) return false;
+  if (k_.largest_digit == 0 || N_ > kDigitDimensions || M_ < 2 * k_.tile_charges) return false;
   return charges_.bytes ? N_ >= kShortestBytes : N_ >= kShortestFloats && rows >= kFloatRows;
 }
 
@@ -39,7 +39,7 @@ bool Large::screened(const RowFacts& row, const float* u, ErrorBound errors, flo
   return serve_sparse(row.row, u, a, errors, work, few(pair_before_product()));
 }
 
-/// Steps 1 and 2 for float charges: `rows` keeps those that the digit could not serve.
+/// Steps 1 and 2 by one digit alone: `rows` keeps those that it could not serve.
 void Large::screen(std::vector<RowFacts>& rows) {
   std::vector<RowFacts> tried, left;
   for (const RowFacts& row : rows) (beyond_screening(row) ? left : tried).push_back(row);
@@ -54,21 +54,33 @@ void Large::screen(std::vector<RowFacts>& rows) {
     };
   });
   int32_t* sums = reinterpret_cast<int32_t*>(u_.data());
-  scales_.resize(stride_), residuals_.resize(stride_);
+  if (!charges_.bytes) scales_.resize(stride_), residuals_.resize(stride_);
   multiply_digits(firsts, sums);
   std::vector<char> open(count);
   share_out(parallel_, count, [&] {
     return [&, work = Work(*this)](int64_t i) mutable {
       const RowFacts& row = tried[i];
-      k_.scale_rounded(sums + i * stride_, static_cast<float>(2 * row.step), 128 * row.digit_sum,
-                       scales_.data(), norms_.data(), stride_);
-      open[i] = !screened(row, u_.data() + i * stride_, {row.slack, 2 * row.norm + row.slack, 0},
-                          2 * largest_root_ * (row.norm + row.slack), work);
+      float* u = u_.data() + i * stride_;
+      if (charges_.bytes) {
+        k_.scale_digit(sums + i * stride_, static_cast<float>(2 * row.step * unit_), norms_.data(), stride_,
+                       u);
+        open[i] = !screened(row, u, {row.slack, 0, 0}, largest_byte_product(row), work);
+      } else {
+        k_.scale_rounded(sums + i * stride_, static_cast<float>(2 * row.step), 128 * row.digit_sum,
+                         scales_.data(), norms_.data(), stride_);
+        open[i] = !screened(row, u, {row.slack, 2 * row.norm + row.slack, 0},
+                            2 * largest_root_ * (row.norm + row.slack), work);
+      }
     };
   });
   for (int64_t i = 0; i < count; ++i)
     if (open[i]) left.push_back(tried[i]);
   rows.swap(left);
+}
+
+/// Of the first digit's sums with raw bytes, as they are rounded to float.
+float Large::largest_byte_product(const RowFacts& row) const {
+  return 255 * unit_ * std::sqrt(static_cast<float>(N_)) * (row.norm + row.slack);
 }
 
 /// The centred row in `digits` signed bytes, of which the first serves the screening.
@@ -127,8 +139,7 @@ void Large::serve_by_digits(std::vector<RowFacts>& rows) {
       if (beyond_screening(row)) return;
       k_.scale_digit(first_sums + i * stride_, static_cast<float>(2 * 65536 * row.step * unit_),
                      norms_.data(), stride_, u.data());
-      const float product = 255 * unit_ * std::sqrt(static_cast<float>(N_)) * (row.norm + row.slack);
-      open[i] = !screened(row, u.data(), {row.slack, 0, 0}, product, work);
+      open[i] = !screened(row, u.data(), {row.slack, 0, 0}, largest_byte_product(row), work);
     };
   });
   rows.erase(std::remove_if(rows.begin(), rows.end(), [&](const RowFacts& row) { return !open[row.at]; }),

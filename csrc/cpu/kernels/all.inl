@@ -22,7 +22,7 @@ Kernels table_named(const char* name) {
   table.name = name;
   table.tile_rows = kTileRows;
   table.tile_charges = kTileCharges;
-  table.has_bytes = kHasBytes;
+  table.largest_digit = kLargestDigit;
   table.pack_rows = pack_rows;
   table.distance_gemm = distance_gemm;
   table.gemm_scratch = gemm_scratch;

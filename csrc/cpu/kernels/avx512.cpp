@@ -23,8 +23,9 @@
 namespace pfgm::avx512 {
 namespace {
 constexpr int kWidth = 16, kTileRows = 8, kVectors = 3;
-constexpr bool kHasBytes = true;
-constexpr bool kFuses = true;  // fma rounds once
+constexpr int kLargestDigit = 127;
+constexpr int kDigitVectors = kVectors;  // of a digit tile
+constexpr bool kFuses = true;            // fma rounds once
 typedef float Vector __attribute__((vector_size(64)));
 typedef int32_t Whole __attribute__((vector_size(64)));
 inline Vector fma(Vector a, Vector b, Vector c) {

@@ -44,6 +44,14 @@ inline void multiply_digits(const int32_t* x, const int32_t* panel, int64_t dept
     for (int v = 0; v < kPart; ++v) store_whole(sums + i * kPitch + v * kWidth, sum[i][v]);
 }
 
+/// The whole width of a panel, kDigitVectors at a time.
+template <int kFirst = 0>
+inline void multiply_digit_tile(const int32_t* x, const int32_t* panel, int64_t depth, int32_t* sums) {
+  constexpr int kLeft = kVectors - kFirst, kPart = kLeft < kDigitVectors ? kLeft : kDigitVectors;
+  multiply_digits<kPart, kTileCharges, false>(x, panel + kFirst * kWidth, depth, sums + kFirst * kWidth);
+  if constexpr (kPart < kLeft) multiply_digit_tile<kFirst + kPart>(x, panel, depth, sums);
+}
+
 inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
   const int64_t k = 4 * q;
   __builtin_prefetch(row + k +
@@ -124,7 +132,7 @@ inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t di
     pack_quads(depth, reinterpret_cast<float*>(panel),
                [&](int charge, int64_t q) { return quads(charge, q0 + q); });
     for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
-      multiply_digits<kVectors, kTileCharges, false>(x, panel, depth, sums + i0 * kTileCharges);
+      multiply_digit_tile(x, panel, depth, sums + i0 * kTileCharges);
   }
   for (int64_t i = 0; i < rows; ++i)
     for (int v = 0; v < kVectors; ++v)

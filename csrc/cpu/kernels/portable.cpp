@@ -10,7 +10,8 @@
 namespace pfgm::portable {
 namespace {
 constexpr int kWidth = 4, kTileRows = 4, kVectors = 2;
-constexpr bool kHasBytes = false;
+constexpr int kLargestDigit = 0;  // no products of bytes
+constexpr int kDigitVectors = 1;
 constexpr bool kFuses = false;  // fma rounds once
 typedef float Vector __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
@@ -18,7 +19,7 @@ inline Vector fma(Vector a, Vector b, Vector c) { return a * b + c; }
 inline Vector from_bytes(const uint8_t* p) {
   return Vector{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
 }
-// never called: kHasBytes
+// never called: kLargestDigit
 inline Whole dot_bytes(Whole sum, Whole, Whole) { return sum; }
 inline void interleave_rows(const uint8_t* const (&)[4], Whole (&)[4]) {}
 /// Whether any lane of a comparison holds.

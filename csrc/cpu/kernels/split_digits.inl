@@ -11,7 +11,7 @@ DigitSplit split_digits(const float* x, int64_t dim, int digits, int8_t* out) {
   float largest = 0;
   for (int lane = 0; lane < kWidth; ++lane) largest = most[lane] > largest ? most[lane] : largest;
   const double range =
-      digits == 1 ? 127.0 : 127.0 * 65536 - 32768;  // a carry into the first digit is at most 1
+      digits == 1 ? kLargestDigit : 127.0 * 65536 - 32768;  // a carry into the first digit is at most 1
   const double step = largest / range, inverse = largest > 0 ? range / largest : 0;
   const double shifter = 6755399441055744.0;  // 1.5·2⁵²: adding it rounds to a whole number
   Double left{}, first_left{};

@@ -74,7 +74,9 @@ struct Kernels {
   const char* name;
   int tile_rows;     // rows of x in a register tile
   int tile_charges;  // charges in a register tile: products are made for whole tiles
-  bool has_bytes;    // products of bytes with signed digits
+  /// The largest digit that a byte may be multiplied with: 0 (bytes are not multiplied), 64 (one digit of
+  /// seven bits, which serves the screening) or 127 (numbers in several digits).
+  int largest_digit;
 
   // ---- kernels/distance_gemm.inl
   // ------------------------------------------------------------------------------------------
@@ -91,7 +93,8 @@ struct Kernels {
   void (*distance_gemm_few)(const float* x, int64_t rows, const ChargeView& charges, int64_t count,
                             int64_t first, int64_t last, float scale, const float* norms, float* u,
                             int64_t stride);
-  /// x as fixed point in `digits` signed bytes, into `out` (digits, dim), the highest first.
+  /// x as fixed point in `digits` signed bytes, into `out` (digits, dim), the highest first; several only
+  /// where the largest digit is 127.
   DigitSplit (*split_digits)(const float* x, int64_t dim, int digits, int8_t* out);
   /// Rows of signed digits (dim) with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
   void (*pack_digits)(const int8_t* const* x, int64_t rows, int64_t dim, int32_t* packed);

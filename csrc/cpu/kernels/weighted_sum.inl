@@ -1,13 +1,14 @@
 // The second product, for the rows whose weights are spread: sums_gk = Σ_j w_gj y_jk.
 //
-// Tiling: 8 rows × (kVectors·kWidth) coordinates in registers; 64 charges at a time stay in the second-level
-// cache while all rows run over them. The sums of 64 are added up in double: tens of thousands of equal
-// weights would lose a digit in float. Charges that weigh nothing for all 8 rows of a tile are not even
-// loaded. Cost: G M N multiply–adds at most.
+// Tiling: kGroup rows × kStrip coordinates in registers (AVX-512: 8 × 48); 64 charges at a time stay in the
+// second-level cache while all rows run over them. The sums of 64 are added up in double: tens of thousands
+// of equal weights would lose a digit in float. Charges that weigh nothing for all rows of a tile are not
+// even loaded. Cost: G M N multiply–adds at most.
 
-constexpr int kGroup = kWidth == 16 ? 8 : 4;
+// with 16 registers 6 × 2 sums: 4 × 3 leave none to decode a byte in
+constexpr int kGroup = kWidth == 16 ? 8 : 6, kSumVectors = kWidth == 16 ? 3 : 2;
 constexpr int64_t kBand = 64;
-constexpr int kStrip = kVectors * kWidth;
+constexpr int kStrip = kSumVectors * kWidth;
 
 /// The charges of a band that weigh something for one row of a group at least. Rows that the group lacks are
 /// the first one again: their sums are left alone.
@@ -40,9 +41,12 @@ template <int kPart, bool kBytes>
 [[gnu::noinline]] void add_strip(const Picked& picked, const ChargeView& charges, int64_t group, int64_t k,
                                  int64_t ahead, double* sums) {
   constexpr int64_t kSize = kBytes ? 1 : 4;
-  Vector sum[kGroup][kPart] = {};
+  Vector sum[kGroup][kPart];
   const float* weights[kGroup];
-  for (int g = 0; g < kGroup; ++g) weights[g] = picked.weights[g];
+  for (int g = 0; g < kGroup; ++g) {
+    weights[g] = picked.weights[g];
+    for (int v = 0; v < kPart; ++v) sum[g][v] = Vector{};
+  }
   for (int64_t c = 0; c < picked.count; ++c) {
     const int64_t j = picked.rows[c];
     Vector y[kPart];
@@ -87,7 +91,7 @@ void weighted_sum(const float* weights, int64_t rows, int64_t stride, const Char
       const int64_t ahead = g0 == 0 && j1 + kBand <= count ? kBand : 0;
       double* to = sums + g0 * charges.dim;
       int64_t k = first;
-      for (; k + kStrip <= last; k += kStrip) add_strip<kVectors>(picked, charges, group, k, ahead, to);
+      for (; k + kStrip <= last; k += kStrip) add_strip<kSumVectors>(picked, charges, group, k, ahead, to);
       for (; k + kWidth <= last; k += kWidth) add_strip<1>(picked, charges, group, k, ahead, to);
       for (; k < last; ++k)
         for (int64_t g = 0; g < group; ++g) {
