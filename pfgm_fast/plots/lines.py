@@ -123,7 +123,7 @@ def field_lines(
     if title:
         figure.suptitle(title, fontsize=11)
     if path is not None:
-        finish(figure, path, dpi=150)
+        finish(figure, path, dpi=150, tight=view != "3d")
     return figure
 
 
@@ -138,8 +138,9 @@ def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int
     start[:, :2] += center
     floor = 1e-3 * reach
     traced = trace_lines(start.to(charges.device), charges, floor, 300, aug_dim).double().cpu()
-    figure = pyplot().figure(figsize=(9, 5.2))
-    axes = figure.add_subplot(projection="3d")
+    figure = pyplot().figure(figsize=(7.2, 5.5))
+    # three axes take a square, of which the lines leave the upper part empty: it lies beyond the figure
+    axes = figure.add_axes((0.01, -0.025, 0.96, 1.257), projection="3d")
     points = charges.values().cpu().numpy()
     shown = points[:: max(1, len(points) // 4000)]
     pieces = torch.stack([traced[:-1], traced[1:]], 2).transpose(0, 1).reshape(-1, 2, 3)
@@ -148,6 +149,7 @@ def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int
         pieces.numpy(),
         cmap=LinearSegmentedColormap.from_list("height", ["#08304f", "#2b7bba", "#c3dcee"]),
         linewidths=0.8,
+        clip_on=False,
     )
     collection.set_array(colors.numpy())
     axes.add_collection3d(collection)

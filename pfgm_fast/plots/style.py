@@ -64,13 +64,14 @@ def _tick(axis: Any) -> None:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def finish(figure: Any, path: str | Path, dpi: int = 130) -> None:
+def finish(figure: Any, path: str | Path, dpi: int = 130, tight: bool = True) -> None:
     """Write a figure as PNG, whole or not at all, and close it. Logarithmic axes get ticks that can be read.
 
     Args:
         figure: Matplotlib's.
         path: Of the PNG.
         dpi: Pixels an inch, > 0.
+        tight: Cut to what is drawn, or at the figure's own edges.
 
     Raises:
         OSError: It cannot be written.
@@ -80,5 +81,5 @@ def finish(figure: Any, path: str | Path, dpi: int = 130) -> None:
             if axis.get_scale() == "log":
                 _tick(axis)
     with beside(Path(path)) as partial:
-        figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight")
+        figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight" if tight else None)
     pyplot().close(figure)
