@@ -1,11 +1,11 @@
-# make demo | test | lint | bench | docs | gpu: each creates the environment it needs (.venv).
+# make demo | test | test-all | lint | bench | docs | gpu: each creates the environment it needs (.venv).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
 STAMP := $(VENV)/.installed
 OUT ?= out
 
-.PHONY: demo test lint bench docs gpu clean env
+.PHONY: demo test test-all lint bench docs gpu clean env
 
 env: $(STAMP)
 
@@ -27,6 +27,10 @@ lint: $(STAMP)
 # Two workers of one thread each: more threads than cores would wait for one another.
 test: lint
 	OMP_NUM_THREADS=1 $(RUN)python -m pytest -n 2 --dist worksteal
+
+# The same, and what takes long: every kernel and configuration compiled for every architecture.
+test-all: export PFGM_FAST_COMPILE_ALL = 1
+test-all: test
 
 bench: $(STAMP)
 	PFGM_FAST_BENCH_OUT=$(OUT)/bench $(RUN)python -m pytest benchmarks --benchmark-only -o addopts=
