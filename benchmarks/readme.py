@@ -54,7 +54,26 @@ def cpu() -> list[str]:
         for case, row in steps.items()
         if row.get("bar") is not None
     ]
-    return lines
+    return lines + [line for path in sorted(GPUS.glob("cpu-*.jsonl")) for line in ("", _elsewhere(path))]
+
+
+def _elsewhere(path: Path) -> str:
+    """One line of another processor's run: ours against the best exact peer, case by case, and which bars it misses."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    facts = rows[0]
+    ours = [
+        row for row in rows if row["kind"] == "field" and row["what"].startswith("ours") and row.get("ms")
+    ]
+    cases: dict[str, list[str]] = {}
+    for row in ours:
+        missed = "" if row["best"] >= row["bar"] else " (missed)"
+        cases.setdefault(row["case"], []).append(f"{row['best']:.2f}×{missed}")
+    told = "; ".join(f"{case}: {', '.join(found)}" for case, found in cases.items())
+    page = path.with_suffix(".md").relative_to(ROOT)
+    return (
+        f"{facts['cpu']}, {facts['threads']} threads: the same cases against the best exact peer, floats and bytes where both are asked "
+        f"for, with the same bars: {told} ([all tables]({page}))."
+    )
 
 
 def _against(peer: Row | None, ours: Row) -> str:
@@ -86,12 +105,13 @@ def demo() -> list[str]:
 
 
 def claims() -> list[str]:
-    page = REPORTS / "claims" / "report.md"
-    said = [
-        f"- {line}"
-        for line in page.read_text().splitlines()
-        if line.startswith(("With trained networks", "**Not trained"))
-    ]
+    """The verdicts of docs/reports/claims, and what it and every claims-* (other data) say of trained networks."""
+    page, others = REPORTS / "claims" / "report.md", sorted(REPORTS.glob("claims-*/report.md"))
+    said = _said(page)
+    for other in others:
+        place = other.relative_to(ROOT)
+        first, *more = _said(other)
+        said += [f"{first} [{place.parent.name}]({place}).", *more]
     return [
         *_table(page),
         "",
@@ -101,6 +121,12 @@ def claims() -> list[str]:
         "",
         "[The report](docs/reports/claims/report.md) has a picture and the numbers of each claim, all points, and the caveats.",
     ]
+
+
+def _said(page: Path) -> list[str]:
+    """What a page says of trained networks, as a list; whether they were trained enough comes first."""
+    begins = ("**Not trained", "**Trained enough", "With trained networks")
+    return [f"- {line}" for line in page.read_text().splitlines() if line.startswith(begins)]
 
 
 MILLISECONDS = {

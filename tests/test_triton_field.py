@@ -38,7 +38,17 @@ DENSE = (
 """Cases that are also served with a longest support of three charges, so that rows are dense and go through the second product."""
 
 
-FINISHED = ("plane", "odd-sizes", "bytes", "bytes-odd", "one-charge", "duplicates", "D=128", "D=inf", "weights")
+FINISHED = (
+    "plane",
+    "odd-sizes",
+    "bytes",
+    "bytes-odd",
+    "one-charge",
+    "duplicates",
+    "D=128",
+    "D=inf",
+    "weights",
+)
 """Cases whose mean and density are asked for beside the field: only what is made of a row's sums differs (finish.py)."""
 
 

@@ -19,14 +19,14 @@ RESULTS = "benchmarks/results"
 def on_files(files: Any, config: Any) -> Any:
     """performance.md: the committed results, of the CPU and of every GPU."""
     folder = Path(config.config_file_path).parent / RESULTS
-    pages = [folder / "cpu.md", *sorted(folder.glob("*/gpu.md"))]
+    pages = [folder / "cpu.md", *sorted(folder.glob("cpu-*.md")), *sorted(folder.glob("*/gpu.md"))]
     content = "\n\n".join(page.read_text(encoding="utf-8") for page in pages)
     files.append(File.generated(config, "performance.md", content=content))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    return re.sub(rf"\]\(\.\./{RESULTS}/(cpu|[\w-]+/gpu)\.md\)", "](performance.md)", markdown)
+    return re.sub(rf"\]\(\.\./{RESULTS}/(cpu[\w-]*|[\w-]+/gpu)\.md\)", "](performance.md)", markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:

@@ -137,7 +137,7 @@ def _head(
         "",
         f"`{command}` made this page from {described}; `pfgm-fast study exact` and `study errors` made what is said without a network. "
         f"{count} networks: one DDPM++ of the same size (width {plan.width}), updates ({plan.steps} of {plan.batch} images), optimiser and data a "
-        f"method, weak ones with half the width and half the updates; {len(done)} seeds of training and sampling; {plan.samples} samples a "
+        f"method, weak ones with half the width and half the updates; {len(done)} seed{'s' if len(done) != 1 else ''} of training and sampling; {plan.samples} samples a "
         "point, from the same starts for every sampler of a network, down to the data with the denoising step.",
         "",
         "FID* is the Fréchet distance in the features of a classifier, lower is better. Networks, classifier and the metric's reference have "
