@@ -109,9 +109,9 @@ def claims() -> list[str]:
     page, others = REPORTS / "claims" / "report.md", sorted(REPORTS.glob("claims-*/report.md"))
     said = _said(page)
     for other in others:
-        place = other.relative_to(ROOT)
+        name, place = other.parent.name.removeprefix("claims-"), other.relative_to(ROOT)
         first, *more = _said(other)
-        said += [f"{first} [{place.parent.name}]({place}).", *more]
+        said += [f"- [Beside it, {name}]({place}): {first.removeprefix('- ')}", *more]
     return [
         *_table(page),
         "",
