@@ -111,11 +111,11 @@ def claims() -> list[str]:
     for other in others:
         name, place = other.parent.name.removeprefix("claims-"), other.relative_to(ROOT)
         first, *more = _said(other)
-        said += [f"- [Beside it, {name}]({place}): {first.removeprefix('- ')}", *more]
+        said += [f"[Beside it, {name}]({place}): {first}", *more]
     return [
         *_table(page),
         "",
-        *said,
+        *(f"- {line}" for line in said),
         "",
         "![Error against evaluations: exact field and trained networks](docs/reports/claims/evaluations.png)",
         "",
@@ -124,9 +124,9 @@ def claims() -> list[str]:
 
 
 def _said(page: Path) -> list[str]:
-    """What a page says of trained networks, as a list; whether they were trained enough comes first."""
+    """The lines of a page about trained networks; whether they were trained enough comes first."""
     begins = ("**Not trained", "**Trained enough", "With trained networks")
-    return [f"- {line}" for line in page.read_text().splitlines() if line.startswith(begins)]
+    return [line for line in page.read_text().splitlines() if line.startswith(begins)]
 
 
 MILLISECONDS = {

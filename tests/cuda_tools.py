@@ -44,12 +44,11 @@ NVCC_FLAGS = (
     "-Xcompiler=-Wall,-fPIC,-fvisibility=hidden",
 )
 ALL = os.environ.get("PFGM_FAST_COMPILE_ALL") == "1"
-ARCHITECTURES = ("80", "86", "89", "90a", "100") if ALL else ("90a",)
-"""sm_90a has the kernels of every architecture, and Hopper's. Later GPUs compile the PTX of an earlier one in the default build too
-(setup.py)."""
+ARCHITECTURES = ("80", "86", "89", "90a", "100") if ALL else ("80", "90a")
+"""The sources differ only for 90a; later GPUs compile the PTX of an earlier one in the default build too (setup.py)."""
 GENCODE = (
+    f"-gencode=arch=compute_80,code=[{','.join(f'sm_{name}' for name in ARCHITECTURES if name != '90a')}]",
     "-gencode=arch=compute_90a,code=sm_90a",
-    *(["-gencode=arch=compute_80,code=[sm_80,sm_86,sm_89,sm_100]"] if ALL else []),
 )
 
 

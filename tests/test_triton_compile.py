@@ -1,4 +1,4 @@
-"""Every Triton kernel and configuration, compiled ahead of time for GPUs that are not here, is what it should be.
+"""Every Triton kernel, compiled ahead of time for GPUs that are not here, is what it should be.
 
 One configuration of each kernel for sm_80 and sm_90; with PFGM_FAST_COMPILE_ALL=1 (`make test-all`) all of them for every architecture.
 Two processes compile, neither of them this one: see tests/triton_aot.py.

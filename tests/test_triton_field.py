@@ -38,20 +38,6 @@ DENSE = (
 """Cases that are also served with a longest support of three charges, so that rows are dense and go through the second product."""
 
 
-FINISHED = (
-    "plane",
-    "odd-sizes",
-    "bytes",
-    "bytes-odd",
-    "one-charge",
-    "duplicates",
-    "D=128",
-    "D=inf",
-    "weights",
-)
-"""Cases whose mean and density are asked for beside the field: only what is made of a row's sums differs (finish.py)."""
-
-
 @pytest.fixture(autouse=True)
 def _poisoned() -> Iterator[None]:
     """Memory from torch.empty is NaN (integers: their largest), so that what no kernel writes is seen."""
@@ -72,46 +58,30 @@ def _exact(case: Case) -> tuple[Tensor, Tensor, pf.Charges]:
     return case.x.double(), case.r.double(), pf.Charges(values, case.weights)
 
 
-def _check_field(case: Case) -> None:
-    with pf.use_backend("reference"):
-        field, _ = pf.poisson_field(*_exact(case), case.aug_dim)
-    with pf.use_backend("triton"):
-        got, _ = pf.poisson_field(case.x, case.r, pf.Charges(case.charges, case.weights), case.aug_dim)
-    assert direction_error(got, field, case.r) <= TOLERANCE
-
-
-def _check_mean_and_density(case: Case) -> None:
+def _check_field_and_mean(case: Case) -> None:
     charges = pf.Charges(case.charges, case.weights)
     with pf.use_backend("reference"):
         field, _ = pf.poisson_field(*_exact(case), case.aug_dim)
         mean = pf.posterior_mean(*_exact(case), case.aug_dim)
         density = pf.log_density(*_exact(case), case.aug_dim)
     with pf.use_backend("triton"):
+        got, _ = pf.poisson_field(case.x, case.r, charges, case.aug_dim)
         got_mean = pf.posterior_mean(case.x, case.r, charges, case.aug_dim)
         got_density = pf.log_density(case.x, case.r, charges, case.aug_dim)
+    assert direction_error(got, field, case.r) <= TOLERANCE
     scale = charges.values().double().norm(dim=1).max() + field.norm(dim=1)
     assert ((got_mean - mean).norm(dim=1) / scale).max() <= TOLERANCE
     assert (got_density - density).abs().max() <= 3e-5 * (1 + density.abs().max())
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_field(name: str) -> None:
-    _check_field(CASES[name]())
-
-
-@pytest.mark.parametrize("name", FINISHED)
-def test_mean_and_density(name: str) -> None:
-    _check_mean_and_density(CASES[name]())
+def test_field_and_mean(name: str) -> None:
+    _check_field_and_mean(CASES[name]())
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_rows_through_the_second_product(name: str, short_support) -> None:
-    _check_field(CASES[name]())
-
-
-@pytest.mark.parametrize("name", ["odd-sizes", "bytes", "weights-inf"])
-def test_mean_and_density_through_the_second_product(name: str, short_support) -> None:
-    _check_mean_and_density(CASES[name]())
+    _check_field_and_mean(CASES[name]())
 
 
 @pytest.mark.parametrize("name", ["one-dimension", "plane", "small-odd", "near-duplicates-2", "all-radii-2"])
@@ -119,7 +89,7 @@ def test_small_n_without_its_own_kernel(name: str, monkeypatch) -> None:
     from pfgm_fast.backends.triton import small_n
 
     monkeypatch.setattr(small_n, "LARGEST", 0)
-    _check_field(CASES[name]())
+    _check_field_and_mean(CASES[name]())
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ constexpr int64_t kDigitDimensions = 65000;  // above, 32 bits may not hold a su
 static_assert(255 * 128 * kDigitDimensions < int64_t{1} << 31,
               "a byte is at most 255, a later digit at least -128");
 constexpr int64_t kShortestBytes = 128, kShortestFloats = 256;  // below, packing costs what digits save
-constexpr int64_t kFloatRows = 32;  // fewer rows do not pay for rounding float charges
+constexpr int64_t kScreenedRows = 32;  // fewer do not pay for a screening before the float product
 
 }  // namespace
 
 bool Large::digits_serve(int64_t rows) const {
   if (k_.largest_digit == 0 || N_ > kDigitDimensions || M_ < 2 * k_.tile_charges) return false;
-  return charges_.bytes ? N_ >= kShortestBytes : N_ >= kShortestFloats && rows >= kFloatRows;
+  if (charges_.bytes && numbers_serve()) return N_ >= kShortestBytes;
+  return N_ >= (charges_.bytes ? kShortestBytes : kShortestFloats) && rows >= kScreenedRows;
 }
 
 /// A row so far out that no charge can be proven to be without weight: d²_a is at least (‖x − μ‖ − max ‖y −
@@ -44,7 +45,7 @@ void Large::screen(std::vector<RowFacts>& rows) {
   std::vector<RowFacts> tried, left;
   for (const RowFacts& row : rows) (beyond_screening(row) ? left : tried).push_back(row);
   const int64_t count = tried.size();
-  if (count < kFloatRows) return;
+  if (count < kScreenedRows) return;
   std::vector<int8_t> digits(count * N_);
   std::vector<const int8_t*> firsts(count);
   share_out(parallel_, count, [&] {

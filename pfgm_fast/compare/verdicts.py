@@ -157,6 +157,8 @@ def seeds(results: Sequence[Result]) -> list[list[Result]]:
 
 def _between(values: Sequence[float], form: str = ".1f") -> str:
     good = [v for v in values if math.isfinite(v)]
+    if len(values) == 1:
+        return "one seed"
     return f"seed by seed {min(good):{form}} to {max(good):{form}}" if good else "no seed alone"
 
 

@@ -115,7 +115,7 @@ def field_lines(
     radius = math.sqrt(float(charges.sq_norms.max())) or 1.0
     reach = checks.positive("height", 2.6 * radius if height is None else height)
     if view == "3d":
-        figure = _space(charges, reach, lines, aug_dim, seed)
+        figure = _space(charges, reach, lines, aug_dim, seed, room=0.4 if title else 0.0)
     elif view == "plane":
         figure = _plane(charges, checks.positive("z", radius / 20 if z is None else z), radius, aug_dim)
     else:
@@ -127,7 +127,8 @@ def field_lines(
     return figure
 
 
-def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int) -> Any:
+def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int, room: float) -> Any:
+    """room: inches above the lines, for a title."""
     pyplot()  # says what is missing where matplotlib is
     from matplotlib.colors import LinearSegmentedColormap
     from mpl_toolkits.mplot3d.art3d import Line3DCollection  # type: ignore[import-untyped]
@@ -138,9 +139,11 @@ def _space(charges: Charges, reach: float, lines: int, aug_dim: float, seed: int
     start[:, :2] += center
     floor = 1e-3 * reach
     traced = trace_lines(start.to(charges.device), charges, floor, 300, aug_dim).double().cpu()
-    figure = pyplot().figure(figsize=(7.2, 5.5))
-    # three axes take a square, of which the lines leave the upper part empty: it lies beyond the figure
-    axes = figure.add_axes((0.01, -0.025, 0.96, 1.257), projection="3d")
+    width, height = 7.2, 5.5
+    figure = pyplot().figure(figsize=(width, height + room))
+    # three axes take a square, of which the lines leave the upper part empty: it lies beyond them, or the figure
+    share = height / (height + room)
+    axes = figure.add_axes((0.01, -0.025 * share, 0.96, 1.257 * share), projection="3d")
     points = charges.values().cpu().numpy()
     shown = points[:: max(1, len(points) // 4000)]
     pieces = torch.stack([traced[:-1], traced[1:]], 2).transpose(0, 1).reshape(-1, 2, 3)
