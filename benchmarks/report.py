@@ -24,7 +24,9 @@ def _cpu() -> str:
             line.split(":", 1) for line in found.read_text().split("\n\n")[0].splitlines() if ":" in line
         )
         fields = {key.strip(): value.strip() for key, value in lines.items()}
-        sets = [s for s in ("avx2", "avx512f", "avx512_vnni") if s in fields.get("flags", "").split()]
+        sets = [
+            s for s in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if s in fields.get("flags", "").split()
+        ]
         return f"{fields.get('model name', 'cpu')} ({', '.join(sets)})"
     return platform.processor() or platform.machine()
 

@@ -1,4 +1,4 @@
-"""The kernels are compiled three times; what this processor would not choose by itself is right as well."""
+"""The kernels are compiled for several instruction sets; what this processor would not choose by itself is right as well."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ for name, build in CASES.items():
 
 
 @pytest.mark.skipif(status()["cpu"] != "ok", reason="the cpu backend is not built")
-@pytest.mark.parametrize("name", ["avx2", "portable"])
+@pytest.mark.parametrize("name", ["avx512", "avx2", "portable"])
 def test_every_instruction_set_is_right(name: str) -> None:
-    """A processor without AVX2 takes the portable kernels for both."""
+    """A processor without one takes the next that it has; AMX, where it is, is what all other tests run."""
     environment = os.environ | {"PFGM_FAST_CPU_ISA": name}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=environment
@@ -62,6 +62,40 @@ def test_every_instruction_set_decodes_bytes_to_the_bit(name: str) -> None:
     wrong = {line for line in done.stdout.splitlines() if not line.endswith(" 0")}
     assert len(done.stdout.splitlines()) == 7
     assert wrong == set()
+
+
+TILES = """
+import sys, torch, pfgm_fast as pf
+from pfgm_fast import _C
+print(_C.build_info()["kernels"])
+generator = torch.Generator().manual_seed(0)
+for count, dim in (200, 128), (301, 130), (1000, 784), (291, 1000), (260, 4096):  # not whole tiles; sets of the cache shared
+    byte = torch.randint(0, 256, (count, dim), dtype=torch.uint8, generator=generator)
+    for data in byte, byte / 3 + torch.rand(count, dim, generator=generator):
+        charges = pf.Charges(data, value_range=(0.0, 255.0))
+        for batch in 1, 16, 17, 33, 65:
+            sigma = torch.logspace(-1, 3.5, batch)  # from one charge that counts to all of them
+            y = charges.values()[torch.arange(batch) % count]
+            x = y + sigma[:, None] * torch.randn(batch, dim, generator=generator)
+            for aug_dim in 1.0, float("inf"):
+                mean = pf.posterior_mean(x, sigma, charges, aug_dim=aug_dim)
+                print(count, dim, data.dtype, batch, aug_dim, mean.double().sum().item().hex(), mean.view(torch.int32).sum().item())
+"""
+
+
+@pytest.mark.skipif(status()["cpu"] != "ok", reason="the cpu backend is not built")
+def test_tiles_of_amx_give_the_bits_of_avx512() -> None:
+    """Whole numbers are exact in both, and everything else is the same code."""
+    said = {}
+    for name in "amx", "avx512":
+        environment = os.environ | {"PFGM_FAST_CPU_ISA": name, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", TILES], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        used, *said[name] = done.stdout.splitlines()
+        if used != name:
+            pytest.skip(f"this processor has no {name}")
+    assert len(said["amx"]) == 5 * 2 * 5 * 2
+    assert said["amx"] == said["avx512"]
 
 
 KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "kernels"

@@ -14,12 +14,13 @@ void run_field(const FieldCall& call, const Parallel& parallel) {
 }
 
 void serve(const FieldArguments& arguments, const Tensor&) {
-  run_field(arguments, [](int64_t begin, int64_t end, int64_t grain, const auto& body) {
+  const auto loop = [](int64_t begin, int64_t end, int64_t grain, const Parallel::Body& body) {
     torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
       const SubnormalsToZero fast;
       body(first, last);
     });
-  });
+  };
+  run_field(arguments, {torch::stable::get_num_threads(), loop});
 }
 
 }  // namespace pfgm

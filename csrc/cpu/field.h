@@ -9,8 +9,16 @@ namespace pfgm {
 
 using FieldCall = FieldArguments;
 
-/// parallel_for of the framework: (begin, end, grain, body(begin, end)).
-using Parallel = std::function<void(int64_t, int64_t, int64_t, const std::function<void(int64_t, int64_t)>&)>;
+/// The framework's threads.
+struct Parallel {
+  using Body = std::function<void(int64_t, int64_t)>;
+  int64_t threads;
+  std::function<void(int64_t, int64_t, int64_t, const Body&)> loop;
+  /// body(begin, end) of parts of the range, each of `grain` or more.
+  void operator()(int64_t begin, int64_t end, int64_t grain, const Body& body) const {
+    loop(begin, end, grain, body);
+  }
+};
 
 /// Serves a call by the path that fits it.
 void run_field(const FieldCall& call, const Parallel& parallel);

@@ -9,8 +9,8 @@ constexpr int64_t kMostRows = 256;
 
 /// Blocks stay with their thread from call to call: new pages for 32 MiB cost as much as a tenth of a call.
 template <class T, int kWhich>
-std::vector<T>& kept() {
-  static thread_local std::vector<T> block;
+Array<T>& kept() {
+  static thread_local Array<T> block;
   return block;
 }
 
@@ -127,10 +127,10 @@ void Large::serve_by_floats(std::vector<RowFacts>& rows) {
                            stride_);
     });
   } else {
-    std::vector<float> packed(padded_rows(count) * N_);
+    Array<float> packed(padded_rows(count) * N_);
     k_.pack_rows(centered_.data(), count, N_, packed.data());
     over_tiles([&](int64_t from, int64_t to) {
-      std::vector<float> scratch(k_.gemm_scratch(count));
+      Array<float> scratch(k_.gemm_scratch(count));
       k_.distance_gemm(packed.data(), count, charges_, M_, from, to, unit_, norms_.data(), u_.data(), stride_,
                        scratch.data());
     });

@@ -19,6 +19,7 @@
 #include <atomic>
 #include <vector>
 
+#include "aligned.h"
 #include "charge_view.h"
 #include "finish.h"
 #include "weight_function.h"
@@ -66,9 +67,9 @@ class Large {
   /// What a thread needs for one row.
   struct Work {
     explicit Work(const Large& of);
-    std::vector<int32_t> index;
-    std::vector<double> squares;
-    std::vector<float> weights, pulls, shifts, anchor, shift, pull;
+    Array<int32_t> index;
+    Array<double> squares;
+    Array<float> weights, pulls, shifts, anchor, shift, pull;
   };
   struct DenseRow {
     int64_t row, at, anchor;  // row of the call, row of u
@@ -108,11 +109,11 @@ class Large {
   // ---- large_dense.cpp ----
   void sum_dense(const std::vector<DenseRow>& rows);
   template <class Body>
-  void over_pieces(int64_t count, int64_t rows, Body body) const;
-  void sum_by_floats(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
-                     double WeightSums::* total, double* sums, double* shares);
-  void sum_by_digits(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
-                     double WeightSums::* total, double* sums, double* shares);
+  void over_pieces(int64_t count, int64_t rows, int64_t width, Body body) const;
+  void sum_by_floats(const std::vector<DenseRow>& rows, Array<float>& matrix, double WeightSums::* total,
+                     double* sums, double* shares);
+  void sum_by_digits(const std::vector<DenseRow>& rows, Array<float>& matrix, double WeightSums::* total,
+                     double* sums, double* shares);
   void to_shift(const double* sums, const float* anchor, double share, double mass, float* out) const;
 
   const float* x(int64_t row) const { return static_cast<const float*>(call_.x) + row * N_; }
@@ -145,10 +146,10 @@ class Large {
   int64_t stride_;
   bool score_;
   float unit_;  // value of one step of a byte
-  std::vector<float> center_, norms_, roots_, float_q_, centered_, pulls_;
-  std::vector<float> scales_, residuals_;  // of floats rounded to bytes: the value of a step, ‖f_j‖
-  std::vector<float>& u_;                  // the block, (rows, stride)
-  std::vector<int32_t>& sums_;
+  Array<float> center_, norms_, roots_, float_q_, centered_, pulls_;
+  Array<float> scales_, residuals_;  // of floats rounded to bytes: the value of a step, ‖f_j‖
+  Array<float>& u_;                  // the block, (rows, stride)
+  Array<int32_t>& sums_;
   float largest_root_ = 0, largest_value_ = 0;
   double largest_q_ = 0;
 };

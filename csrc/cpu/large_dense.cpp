@@ -7,20 +7,21 @@ namespace {
 constexpr int64_t kStrip = 192;    // columns are shared out in whole strips of the kernels: of 48 and of 64
 constexpr int64_t kLongRow = 256;  // from here on columns are shared out, below rows
 constexpr int64_t kPacked = 6 << 20;   // fours of digits at a time
+constexpr int64_t kSums = 1 << 17;     // that stay in the second-level cache
 constexpr double kWeightError = 3e-7;  // what two digits may cost a row's direction, as an expectation
 
 }  // namespace
 
 void Large::sum_dense(const std::vector<DenseRow>& rows) {
   const int64_t count = rows.size();
-  std::vector<double> sums(count * N_), pulled(score_ ? count * N_ : 0), shares(count), pull_shares(count);
+  Array<double> sums(count * N_), pulled(score_ ? count * N_ : 0), shares(count), pull_shares(count);
   const bool digits = charges_.bytes && numbers_serve() && digits_serve(count);
   const auto sum = digits ? &Large::sum_by_digits : &Large::sum_by_floats;
   (this->*sum)(rows, u_, &WeightSums::mass, sums.data(), shares.data());
   if (score_) (this->*sum)(rows, pulls_, &WeightSums::rate, pulled.data(), pull_shares.data());
   share_out(parallel_, count, [&] {
-    return [&, anchor = std::vector<float>(N_), shift = std::vector<float>(N_),
-            pull = std::vector<float>(N_)](int64_t i) mutable {
+    return [&, anchor = Array<float>(N_), shift = Array<float>(N_),
+            pull = Array<float>(N_)](int64_t i) mutable {
       const DenseRow& row = rows[i];
       const WeightFunction function(N_, call_.aug_dim, radius(row.row), row.anchor2);
       k_.decode(charges_, row.anchor, anchor.data());
@@ -34,11 +35,11 @@ void Large::sum_dense(const std::vector<DenseRow>& rows) {
 }
 
 /// Pieces of (rows, columns), each once: `body(first row, how many, first column, last column)`. Long rows by
-/// columns (each charge is read once by each thread), short ones by `rows` at a time.
+/// some `width` columns (each charge is read once by each thread), short ones by `rows` at a time.
 template <class Body>
-void Large::over_pieces(int64_t count, int64_t rows, Body body) const {
+void Large::over_pieces(int64_t count, int64_t rows, int64_t width, Body body) const {
   const bool wide = N_ >= kLongRow;
-  const int64_t columns = wide ? (N_ / 8 + kStrip - 1) / kStrip * kStrip : N_;
+  const int64_t columns = wide ? (width + kStrip - 1) / kStrip * kStrip : N_;
   if (wide) rows = count;
   const int64_t across = (N_ + columns - 1) / columns, down = (count + rows - 1) / rows;
   share_out(parallel_, across * down, [&] {
@@ -49,25 +50,25 @@ void Large::over_pieces(int64_t count, int64_t rows, Body body) const {
   });
 }
 
-void Large::sum_by_floats(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
-                          double WeightSums::* total, double* sums, double* shares) {
+void Large::sum_by_floats(const std::vector<DenseRow>& rows, Array<float>& matrix, double WeightSums::* total,
+                          double* sums, double* shares) {
   const int64_t count = rows.size();
   for (int64_t i = 0; i < count; ++i) {
     shares[i] = rows[i].sums.*total;
     if (rows[i].at != i)  // rows of weights that are in use move together to the front
       std::copy_n(matrix.begin() + rows[i].at * stride_, M_, matrix.begin() + i * stride_);
   }
-  over_pieces(count, 24, [&](int64_t top, int64_t some, int64_t from, int64_t to) {
+  over_pieces(count, 24, N_ / 8, [&](int64_t top, int64_t some, int64_t from, int64_t to) {
     k_.weighted_sum(matrix.data() + top * stride_, some, stride_, charges_, M_, from, to, sums + top * N_);
   });
 }
 
 /// Weights in digits: two where rounding to them costs the row no more than kWeightError, or three. The
 /// anchor is left out: its own difference is zero, and often it is by far the heaviest.
-void Large::sum_by_digits(const std::vector<DenseRow>& rows, std::vector<float>& matrix,
-                          double WeightSums::* total, double* sums, double* shares) {
+void Large::sum_by_digits(const std::vector<DenseRow>& rows, Array<float>& matrix, double WeightSums::* total,
+                          double* sums, double* shares) {
   const int64_t bands = k_.weight_bands(M_), count = rows.size();
-  std::vector<float> steps(count * bands);
+  Array<float> steps(count * bands);
   std::vector<WeightDigits> digits(count);
   share_out(parallel_, count, [&] {
     return [&](int64_t i) {
@@ -82,6 +83,8 @@ void Large::sum_by_digits(const std::vector<DenseRow>& rows, std::vector<float>&
       digits[i] = {0, error <= kWeightError * rows[i].sums.*total ? 2 : 3, largest};
     };
   });
+  // The wider a piece, the better charges stream; two for each of several threads, should one be held up.
+  const int64_t pieces = parallel_.threads == 1 ? 1 : 2 * parallel_.threads;
   const int64_t digit_row = bands * k_.band_charges / 4, room = std::max<int64_t>(3, kPacked / digit_row);
   for (int64_t first = 0, last; first < count; first = last) {  // as many rows as there is room for
     int64_t used = 0;
@@ -97,11 +100,12 @@ void Large::sum_by_digits(const std::vector<DenseRow>& rows, std::vector<float>&
                                     digits[g].first, padded, sums_.data(), steps.data() + g * bands);
       };
     });
-    over_pieces(last - first, 64, [&](int64_t top, int64_t some, int64_t from, int64_t to) {
-      std::vector<int32_t> scratch(k_.weighted_sum_scratch(padded));
-      k_.weighted_sum_digits(sums_.data(), digits.data() + first + top, some, padded, charges_, M_, from, to,
-                             sums + (first + top) * N_, scratch.data());
-    });
+    over_pieces(last - first, 64, std::min(N_ / pieces, kSums / (last - first)),
+                [&](int64_t top, int64_t some, int64_t from, int64_t to) {
+                  Array<int32_t> scratch(k_.weighted_sum_scratch(padded, to - from));
+                  k_.weighted_sum_digits(sums_.data(), digits.data() + first + top, some, padded, charges_,
+                                         M_, from, to, sums + (first + top) * N_, scratch.data());
+                });
   }
 }
 

@@ -46,7 +46,7 @@ void Large::screen(std::vector<RowFacts>& rows) {
   for (const RowFacts& row : rows) (beyond_screening(row) ? left : tried).push_back(row);
   const int64_t count = tried.size();
   if (count < kScreenedRows) return;
-  std::vector<int8_t> digits(count * N_);
+  Array<int8_t> digits(count * N_);
   std::vector<const int8_t*> firsts(count);
   share_out(parallel_, count, [&] {
     return [&](int64_t i) {
@@ -95,10 +95,10 @@ void Large::split(RowFacts& row, int digits, int8_t* out) const {
 
 void Large::multiply_digits(const std::vector<const int8_t*>& rows, int32_t* sums) {
   const int64_t count = rows.size();
-  std::vector<int32_t> packed(padded_rows(count) * ((N_ + 3) / 4));
+  Array<int32_t> packed(k_.packed_digits(count, N_));
   k_.pack_digits(rows.data(), count, N_, packed.data());
   over_tiles([&](int64_t from, int64_t to) {
-    std::vector<int32_t> scratch(k_.digit_scratch(count));
+    Array<int32_t> scratch(k_.digit_scratch(count, N_));
     if (charges_.bytes)
       k_.distance_gemm_digits(packed.data(), count, charges_, M_, from, to, sums, stride_, scratch.data());
     else
@@ -110,7 +110,7 @@ void Large::multiply_digits(const std::vector<const int8_t*>& rows, int32_t* sum
 /// Steps 1 to 3 for bytes: the first digit of all rows, and the other two of those that it leaves open.
 void Large::serve_by_digits(std::vector<RowFacts>& rows) {
   const int64_t count = rows.size();
-  std::vector<int8_t> digits(3 * count * N_);
+  Array<int8_t> digits(3 * count * N_);
   std::vector<const int8_t*> firsts(count);
   share_out(parallel_, count, [&] {
     return [&](int64_t i) {
@@ -135,7 +135,7 @@ void Large::serve_by_digits(std::vector<RowFacts>& rows) {
   }
   std::vector<char> open(count, 1);
   share_out(parallel_, count, [&] {
-    return [&, work = Work(*this), u = std::vector<float>(stride_)](int64_t i) mutable {
+    return [&, work = Work(*this), u = Array<float>(stride_)](int64_t i) mutable {
       const RowFacts& row = rows[i];
       if (beyond_screening(row)) return;
       k_.scale_digit(first_sums + i * stride_, static_cast<float>(2 * 65536 * row.step * unit_),

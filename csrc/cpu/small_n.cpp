@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "aligned.h"
 #include "charge_view.h"
 #include "finish.h"
 #include "kernels/table.h"
@@ -31,7 +32,7 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
   const int64_t M = call.count, N = call.dim, stride = (M + 63) / 64 * 64;
   const Charges held(call);
   const ChargeView& charges = held.view();
-  std::vector<float> columns(N * stride), log_q(call.log_weights ? stride : 0);
+  Array<float> columns(N * stride), log_q(call.log_weights ? stride : 0);
   double largest_q = 0;
   if (call.log_weights) {
     largest_q = *std::max_element(call.log_weights, call.log_weights + M);
@@ -47,7 +48,7 @@ void run_small_n(const FieldCall& call, const Parallel& parallel) {
   const bool score = call.op == FieldOp::kScore;
   const double negligible = kNegligible + std::log(static_cast<double>(M));
   parallel(0, call.batch, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> squares(stride);
+    Array<float> squares(stride);
     float shift[kMostDimensions], pull[kMostDimensions], anchor[kMostDimensions];
     for (int64_t at = begin; at < end; ++at) {
       if (!row_is_good<float>(call, at)) {

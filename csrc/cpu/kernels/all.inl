@@ -6,8 +6,11 @@ namespace {
 // clang-format off: in this order, each uses those above it
 #include "vectors.inl"
 #include "charges.inl"
+#include "transpose.inl"
+#include "ahead.inl"
 #include "distance_gemm.inl"
 #include "distance_gemm_few.inl"
+#include "digit_tile.inl"
 #include "distance_gemm_digits.inl"
 #include "weights.inl"
 #include "split_digits.inl"
@@ -22,19 +25,12 @@ Kernels table_named(const char* name) {
   table.name = name;
   table.tile_rows = kTileRows;
   table.tile_charges = kTileCharges;
-  table.largest_digit = kLargestDigit;
+  add_digit_kernels(table);
   table.pack_rows = pack_rows;
   table.distance_gemm = distance_gemm;
   table.gemm_scratch = gemm_scratch;
   table.distance_gemm_few = distance_gemm_few;
   table.split_digits = split_digits;
-  table.pack_digits = pack_digits;
-  table.distance_gemm_digits = distance_gemm_digits;
-  table.distance_gemm_rounded = distance_gemm_rounded;
-  table.digit_scratch = digit_scratch;
-  table.scale_digit = scale_digit;
-  table.scale_rounded = scale_rounded;
-  table.join_digits = join_digits;
   table.least = least;
   table.select = select_below;
   table.select_above = select_above;
@@ -43,12 +39,6 @@ Kernels table_named(const char* name) {
   table.decode = decode_row;
   table.add_difference = add_difference;
   table.weighted_sum = weighted_sum;
-  table.band_charges = kBandDigits;
-  table.weight_bands = weight_bands;
-  table.largest_weights = largest_weights;
-  table.pack_weights = pack_weights;
-  table.weighted_sum_digits = weighted_sum_digits;
-  table.weighted_sum_scratch = weighted_sum_scratch;
   table.small_n_nearest = small_n_nearest;
   table.small_n_sums = small_n_sums;
   table.norm_moments = norm_moments;

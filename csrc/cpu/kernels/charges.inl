@@ -24,8 +24,6 @@ inline float value_one(const ChargeView& charges, int64_t j, int64_t k) {
   return charges.values[static_cast<const uint8_t*>(charges.data)[j * charges.dim + k]];
 }
 
-typedef double Double __attribute__((vector_size(8 * kWidth)));
-
 inline Double square_of_difference(const float* x, const ChargeView& charges, int64_t j, int64_t k) {
   const Double difference = __builtin_convertvector(value_lanes(charges, j, k), Double) -
                             __builtin_convertvector(load(x + k), Double);

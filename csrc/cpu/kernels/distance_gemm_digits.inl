@@ -1,61 +1,9 @@
-// Signed digits of x against bytes: four coordinates a lane, sums in int32, exact up to 66,000 coordinates.
-// Float charges are rounded to bytes on the way, each with a scale of its own.
-//
-// Tiling: that of distance_gemm.inl with four coordinates for one; the panel of kQuads fours lies in the
-// second-level cache. Cost: B M N/4 lane operations, M N loads and a quarter of the shuffles; floats are read
+// Signed digits of x against bytes by the tiles of digit_tile.inl or digit_tile_amx.inl: exact up to 66,000
+// coordinates. Float charges are rounded to bytes on the way, each with a scale of its own; they are read
 // twice, the second time from cache.
-
-constexpr int64_t kQuads = 256;  // depth of a panel, in fours of coordinates
-
-void pack_digits(const int8_t* const* x, int64_t rows, int64_t dim, int32_t* packed) {
-  const int64_t padded = rows_padded(rows), quads = (dim + 3) / 4;
-  for (int64_t q0 = 0; q0 < quads; q0 += kQuads) {
-    const int64_t depth = quads - q0 < kQuads ? quads - q0 : kQuads;
-    for (int64_t i0 = 0; i0 < padded; i0 += kTileRows)
-      for (int64_t q = 0; q < depth; ++q)
-        for (int i = 0; i < kTileRows; ++i) {
-          int8_t four[4] = {0, 0, 0, 0};
-          for (int64_t b = 0; b < 4; ++b) {
-            const int64_t k = 4 * (q0 + q) + b;
-            if (i0 + i < rows && k < dim) four[b] = x[i0 + i][k];
-          }
-          std::memcpy(packed++, four, 4);
-        }
-  }
-}
-
-/// A register tile over `depth` quads, panel and sums kPitch apart. Signed digits (x) times bytes (the
-/// panel), added to `sums`; or, kWeights, unsigned digits times signed bytes, from zero.
-template <int kPart, int kPitch, bool kWeights>
-inline void multiply_digits(const int32_t* x, const int32_t* panel, int64_t depth, int32_t* sums) {
-  Whole sum[kTileRows][kPart];
-  for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kPart; ++v)
-      sum[i][v] = kWeights ? Whole{} : load_whole(sums + i * kPitch + v * kWidth);
-  for (int64_t q = 0; q < depth; ++q, x += kTileRows, panel += kPitch) {
-    Whole y[kPart];
-    for (int v = 0; v < kPart; ++v) y[v] = load_whole(panel + v * kWidth);
-    for (int i = 0; i < kTileRows; ++i)
-      for (int v = 0; v < kPart; ++v)
-        sum[i][v] = kWeights ? dot_bytes(sum[i][v], all_whole(x[i]), y[v])
-                             : dot_bytes(sum[i][v], y[v], all_whole(x[i]));
-  }
-  for (int i = 0; i < kTileRows; ++i)
-    for (int v = 0; v < kPart; ++v) store_whole(sums + i * kPitch + v * kWidth, sum[i][v]);
-}
-
-/// The whole width of a panel, kDigitVectors at a time.
-template <int kFirst = 0>
-inline void multiply_digit_tile(const int32_t* x, const int32_t* panel, int64_t depth, int32_t* sums) {
-  constexpr int kLeft = kVectors - kFirst, kPart = kLeft < kDigitVectors ? kLeft : kDigitVectors;
-  multiply_digits<kPart, kTileCharges, false>(x, panel + kFirst * kWidth, depth, sums + kFirst * kWidth);
-  if constexpr (kPart < kLeft) multiply_digit_tile<kFirst + kPart>(x, panel, depth, sums);
-}
 
 inline Vector quad_lanes(const uint8_t* row, int64_t dim, int64_t q) {
   const int64_t k = 4 * q;
-  __builtin_prefetch(row + k +
-                     4 * kQuads);  // the next block of coordinates comes while this one is multiplied
   if (k + 4 * kWidth <= dim) return *reinterpret_cast<const Unaligned*>(row + k);
   uint8_t lanes[4 * kWidth] = {};
   if (k < dim) std::memcpy(lanes, row + k, static_cast<size_t>(dim - k));
@@ -103,64 +51,36 @@ inline Vector rounded_quads(const ChargeView& charges, const float* center, int6
   return *reinterpret_cast<const Unaligned*>(bytes);
 }
 
-/// A panel of quads, [quad][charge], made of what `quads(charge of the tile, first quad)` gives.
-template <class Quads>
-inline void pack_quads(int64_t depth, float* panel, Quads quads) {
-  for (int vector = 0; vector < kVectors; ++vector)
-    for (int64_t q = 0; q < depth; q += kWidth) {
-      Vector block[kWidth];
-      for (int i = 0; i < kWidth; ++i) block[i] = quads(vector * kWidth + i, q);
-      transpose(block);
-      const int64_t used = depth - q < kWidth ? depth - q : kWidth;
-      for (int64_t i = 0; i < used; ++i) store(panel + (q + i) * kTileCharges + vector * kWidth, block[i]);
-    }
-}
-
-int64_t digit_scratch(int64_t rows) { return (rows_padded(rows) + kQuads) * kTileCharges; }
-
-/// One tile of charges against all rows; `quads(charge of the tile, quad)` are its bytes.
-template <class Quads>
-inline void multiply_tile_digits(const int32_t* packed, int64_t rows, int64_t dim, int64_t tile, int32_t* out,
-                                 int64_t stride, int32_t* scratch, Quads quads) {
-  const int64_t padded = rows_padded(rows), total = (dim + 3) / 4;
-  int32_t* sums = scratch;
-  int32_t* panel = scratch + padded * kTileCharges;
-  std::memset(sums, 0, sizeof(int32_t) * padded * kTileCharges);
-  const int32_t* x = packed;
-  for (int64_t q0 = 0; q0 < total; q0 += kQuads) {
-    const int64_t depth = total - q0 < kQuads ? total - q0 : kQuads;
-    pack_quads(depth, reinterpret_cast<float*>(panel),
-               [&](int charge, int64_t q) { return quads(charge, q0 + q); });
-    for (int64_t i0 = 0; i0 < padded; i0 += kTileRows, x += kTileRows * depth)
-      multiply_digit_tile(x, panel, depth, sums + i0 * kTileCharges);
-  }
-  for (int64_t i = 0; i < rows; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      store_whole(out + i * stride + tile + v * kWidth, load_whole(sums + i * kTileCharges + v * kWidth));
-}
-
 void distance_gemm_digits(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
                           int64_t first, int64_t last, int32_t* out, int64_t stride, int32_t* scratch) {
+  [[maybe_unused]] const DigitUnit unit;
   const uint8_t* data = static_cast<const uint8_t*>(charges.data);
-  for (int64_t tile = first; tile < last; tile += kTileCharges)
-    multiply_tile_digits(packed, rows, charges.dim, tile, out, stride, scratch, [&](int charge, int64_t q) {
-      const int64_t j = tile + charge;
-      return j < count ? quad_lanes(data + j * charges.dim, charges.dim, q) : Vector{};
-    });
+  for (int64_t tile = first; tile < last; tile += kDigitCharges)
+    multiply_tile_digits(
+        packed, rows, charges.dim, tile, out, stride, scratch,
+        [&](int charge, int64_t q) {
+          const int64_t j = tile + charge;
+          return j < count ? quad_lanes(data + j * charges.dim, charges.dim, q) : Vector{};
+        },
+        charges_ahead(charges, count, tile + kDigitCharges, kDigitCharges));
 }
 
 void distance_gemm_rounded(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
                            int64_t first, int64_t last, const float* center, int32_t* out, int64_t stride,
                            float* scales, float* residuals, int32_t* scratch) {
-  for (int64_t tile = first; tile < last; tile += kTileCharges) {
-    Rounding rounding[kTileCharges];
-    for (int i = 0; i < kTileCharges; ++i)
+  [[maybe_unused]] const DigitUnit unit;
+  for (int64_t tile = first; tile < last; tile += kDigitCharges) {
+    Rounding rounding[kDigitCharges];
+    for (int i = 0; i < kDigitCharges; ++i)
       rounding[i] = tile + i < count ? rounding_of(charges, center, tile + i) : Rounding{0, 0, Vector{}};
-    multiply_tile_digits(packed, rows, charges.dim, tile, out, stride, scratch, [&](int charge, int64_t q) {
-      const int64_t j = tile + charge;
-      return j < count ? rounded_quads(charges, center, j, q, rounding[charge]) : Vector{};
-    });
-    for (int i = 0; i < kTileCharges; ++i) {
+    multiply_tile_digits(
+        packed, rows, charges.dim, tile, out, stride, scratch,
+        [&](int charge, int64_t q) {
+          const int64_t j = tile + charge;
+          return j < count ? rounded_quads(charges, center, j, q, rounding[charge]) : Vector{};
+        },
+        Ahead{});
+    for (int i = 0; i < kDigitCharges; ++i) {
       scales[tile + i] = rounding[i].scale;
       // a little more than was found: the values themselves were rounded on their way
       residuals[tile + i] =

@@ -16,8 +16,10 @@ Kernels choose() {
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
-  if (has_avx512 && allowed("avx512")) return avx512::make_table();
-  if (has_avx2 && (allowed("avx2") || allowed("avx512"))) return avx2::make_table();
+  const bool amx = allowed("amx"), avx512 = amx || allowed("avx512"), avx2 = avx512 || allowed("avx2");
+  if (has_avx512 && amx && amx::tiles_serve()) return amx::make_table();
+  if (has_avx512 && avx512) return avx512::make_table();
+  if (has_avx2 && avx2) return avx2::make_table();
 #endif
   return portable::make_table();
 }

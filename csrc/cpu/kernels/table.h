@@ -97,6 +97,7 @@ struct Kernels {
   /// where the largest digit is 127.
   DigitSplit (*split_digits)(const float* x, int64_t dim, int digits, int8_t* out);
   /// Rows of signed digits (dim) with raw bytes: out[i·stride + j] = Σ byte·digit, exact.
+  int64_t (*packed_digits)(int64_t rows, int64_t dim);  // int32
   void (*pack_digits)(const int8_t* const* x, int64_t rows, int64_t dim, int32_t* packed);
   void (*distance_gemm_digits)(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
                                int64_t first, int64_t last, int32_t* out, int64_t stride, int32_t* scratch);
@@ -105,7 +106,7 @@ struct Kernels {
   void (*distance_gemm_rounded)(const int32_t* packed, int64_t rows, const ChargeView& charges, int64_t count,
                                 int64_t first, int64_t last, const float* center, int32_t* out,
                                 int64_t stride, float* scales, float* residuals, int32_t* scratch);
-  int64_t (*digit_scratch)(int64_t rows);  // int32
+  int64_t (*digit_scratch)(int64_t rows, int64_t dim);  // int32
   /// One row of such sums → u; three rows, of three digits → u from the least on, which may lie where the
   /// first is.
   void (*scale_digit)(const int32_t* sums, float scale, const float* norms, int64_t count, float* u);
@@ -150,11 +151,11 @@ struct Kernels {
   /// · step.
   double (*pack_weights)(const float* weights, int64_t count, int digits, int64_t first, int64_t padded,
                          int32_t* packed, float* steps);
-  /// sums[g·dim + k] += Σ_j number_gj · step · (byte_jk − 128) for k in [first, last).
+  /// sums[g·dim + k], zero before, = Σ_j number_gj · step · (byte_jk − 128) for k in [first, last).
   void (*weighted_sum_digits)(const int32_t* packed, const WeightDigits* rows, int64_t count_rows,
                               int64_t padded, const ChargeView& charges, int64_t count, int64_t first,
                               int64_t last, double* sums, int32_t* scratch);
-  int64_t (*weighted_sum_scratch)(int64_t padded);  // int32
+  int64_t (*weighted_sum_scratch)(int64_t padded, int64_t columns);  // int32
 
   // ---- kernels/small_n.inl
   /// The charge nearest to x, charges as columns (dim, stride), padded to whole vectors; `squares` (stride)
@@ -176,7 +177,8 @@ struct Kernels {
                         void* out);
 };
 
-/// The best table that this processor runs; PFGM_FAST_CPU_ISA = avx512 | avx2 | portable takes a lower one.
+/// The best table that this processor runs; PFGM_FAST_CPU_ISA = amx | avx512 | avx2 | portable takes a lower
+/// one.
 const Kernels& kernels();
 
 // Functions, not constants: nothing compiled for an instruction set may run before the processor was asked
@@ -190,5 +192,10 @@ Kernels make_table();
 namespace avx512 {
 Kernels make_table();
 }
+namespace amx {
+/// Asks the operating system for the tiles; false where there are none.
+bool tiles_serve();
+Kernels make_table();
+}  // namespace amx
 
 }  // namespace pfgm

@@ -1,6 +1,7 @@
 // Vectors of kWidth floats: loads, sums, exp, 2^y and log1p. The functions are good to 2 units in the last
 // place of their result.
 
+typedef double Double __attribute__((vector_size(8 * kWidth)));
 typedef Vector Unaligned __attribute__((aligned(4), may_alias));
 typedef Whole UnalignedWhole __attribute__((aligned(4), may_alias));
 
@@ -20,6 +21,7 @@ inline Vector load_part(const float* p, int64_t n, float fill) {
   for (int i = 0; i < kWidth; ++i) lanes[i] = i < n ? p[i] : fill;
   return load(lanes);
 }
+inline Vector load_some(const float* p, int64_t n) { return n >= kWidth ? load(p) : load_part(p, n, 0.0f); }
 inline void store_part(float* p, int64_t n, Vector v) {
   float lanes[kWidth];
   store(lanes, v);

@@ -41,8 +41,6 @@ inline int64_t select_where(int64_t count, int32_t* index, int64_t room, Holds h
   return found;
 }
 
-inline Vector load_some(const float* p, int64_t n) { return n >= kWidth ? load(p) : load_part(p, n, 0.0f); }
-
 int64_t select_below(const float* u, const float* roots, float slack, const float* residuals,
                      float residual_slack, float bound, int64_t count, int32_t* index, int64_t room) {
   if (residuals == nullptr)
