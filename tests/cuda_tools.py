@@ -52,18 +52,32 @@ GENCODE = (
 )
 
 
+TOGETHER = (
+    ("drift", "euler_step", "heun_step", "normalize_field"),
+    ("differences", "direct", "floats"),
+)
+"""Sources that are compiled as one: PyTorch's headers cost ten seconds a source, on the host and for each architecture."""
+
+
 def cuda_units() -> list[Path]:
-    """What is compiled: each source with kernels, and one that includes all others, of which PyTorch's headers are nearly all."""
+    """What is compiled: groups of sources (`TOGETHER`, and all without kernels), and the other sources by themselves."""
     sources = sorted(SOURCES.glob("*.cu"))
-    without = [path for path in sources if not has_kernels(path)]
-    together = CACHE / "without_kernels.cu"
-    text = "".join(f'#include "{path}"\n' for path in without)
-    if not together.exists() or together.read_text() != text:
+    grouped = [[SOURCES / f"{name}.cu" for name in names] for names in TOGETHER]
+    grouped.append([path for path in sources if not has_kernels(path)])
+    alone = [path for path in sources if not any(path in group for group in grouped)]
+    return [*alone, *(_group(group) for group in grouped)]
+
+
+def _group(sources: list[Path]) -> Path:
+    """A source that includes them all, called after the first."""
+    target = CACHE / f"{sources[0].stem}_and_others.cu"
+    text = "".join(f'#include "{path}"\n' for path in sources)
+    if not target.exists() or target.read_text() != text:
         CACHE.mkdir(parents=True, exist_ok=True)
-        part = together.with_suffix(f".{os.getpid()}")
+        part = target.with_suffix(f".{os.getpid()}")
         part.write_text(text)
-        part.rename(together)
-    return [*(path for path in sources if path not in without), together]
+        part.rename(target)
+    return target
 
 
 def nvcc() -> str | None:
