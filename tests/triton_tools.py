@@ -33,7 +33,8 @@ def _patch_once() -> None:
     patch = interpreter._patch_lang
 
     def patch_if_not_yet(function):
-        replaced = not language.core.is_builtin(language.load)
+        seen = [m for m in function.__globals__.values() if m is language or m is language.core]
+        replaced = all(not language.core.is_builtin(m.load) for m in seen)
         return interpreter._LangPatchScope() if replaced else patch(function)
 
     interpreter._patch_lang = patch_if_not_yet
