@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/
+RUNS := $(VENV)/.runs
 STAMP := $(VENV)/.installed
 OUT ?= out
 
@@ -9,13 +10,19 @@ OUT ?= out
 
 env: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
+# The package and what the demo needs; then all that tests, checks and documentation need.
+$(RUNS): pyproject.toml constraints.txt setup.py $(shell find csrc -type f)
 	test -x $(RUN)python || $(PYTHON) -m venv $(VENV)
-	$(RUN)python -m pip install -q -c constraints.txt "setuptools>=70" wheel ninja pybind11 numpy torch triton
-	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[test,dev,docs,diffusers]"
+	$(RUN)python -m pip install -q -c constraints.txt "setuptools>=70" wheel ninja pybind11 numpy torch
+	$(RUN)python -m pip install -q -c constraints.txt --no-build-isolation -e ".[demo]"
 	touch $@
 
-demo: $(STAMP)
+# Not -e again, which would compile again: what is installed serves, and its extras are added.
+$(STAMP): $(RUNS)
+	$(RUN)python -m pip install -q -c constraints.txt "pfgm-fast[test,dev,docs,diffusers]"
+	touch $@
+
+demo: $(RUNS)
 	$(RUN)pfgm-fast demo --out $(OUT)/demo
 
 lint: $(STAMP)
