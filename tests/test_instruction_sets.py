@@ -98,6 +98,46 @@ def test_tiles_of_amx_give_the_bits_of_avx512() -> None:
     assert said["amx"] == said["avx512"]
 
 
+BESIDE = """
+import torch, pfgm_fast as pf
+torch.manual_seed(0)
+a, b = torch.randn(300, 512).bfloat16(), torch.randn(512, 200).bfloat16()
+charges = pf.Charges(torch.randint(0, 256, (500, 784), dtype=torch.uint8))
+x = charges.values()[:40] + torch.randn(40, 784)
+product, mean = a @ b, pf.posterior_mean(x, 1.0, charges)
+for _ in range(5):
+    assert torch.equal(a @ b, product)
+    assert torch.equal(pf.posterior_mean(x, 1.0, charges), mean)
+"""
+
+
+@pytest.mark.skipif(status()["cpu"] != "ok", reason="the cpu backend is not built")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_tiles_are_shared_with_pytorchs_own(threads: str) -> None:
+    """PyTorch's bfloat16 products configure AMX too, in the same threads; a processor without it runs the same calls."""
+    environment = os.environ | {"OMP_NUM_THREADS": threads}
+    done = subprocess.run([sys.executable, "-c", BESIDE], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
+MANY_THREADS = """
+import torch, pfgm_fast as pf
+charges = pf.Charges(torch.randint(0, 256, (400, 256), dtype=torch.uint8))
+x = charges.values()[:3] + 30 * torch.randn(3, 256)  # spread: through the second product
+means = []
+for threads in 1, 300:
+    torch.set_num_threads(threads)
+    means.append(pf.posterior_mean(x, 30.0, charges))
+assert torch.equal(*means)
+"""
+
+
+@pytest.mark.skipif(status()["cpu"] != "ok", reason="the cpu backend is not built")
+def test_more_threads_than_columns() -> None:
+    done = subprocess.run([sys.executable, "-c", MANY_THREADS], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
 KERNELS = Path(__file__).resolve().parent.parent / "csrc" / "cpu" / "kernels"
 COMPILERS = {"clang": "clang++", "AArch64": "aarch64-linux-gnu-g++"}
 

@@ -10,8 +10,8 @@
 //      recomputed directly; rows whose weights are spread take them from the product, by log1p of the gap to
 //      the nearest charge, and only the heaviest are recomputed;
 //   4. the second product, for dense rows only.
-// Memory: one block of u, at most 32 MiB (twice for the score), 24 MiB of digit sums, and B N sums of the
-// dense rows of a block.
+// Memory: one block of u, at most 32 MiB (twice for the score), 24 MiB of digit sums, B N sums of the dense
+// rows of a block, and 256 packed bytes for each of a thread's columns of them.
 #pragma once
 
 #include <algorithm>

@@ -39,7 +39,7 @@ void Large::sum_dense(const std::vector<DenseRow>& rows) {
 template <class Body>
 void Large::over_pieces(int64_t count, int64_t rows, int64_t width, Body body) const {
   const bool wide = N_ >= kLongRow;
-  const int64_t columns = wide ? (width + kStrip - 1) / kStrip * kStrip : N_;
+  const int64_t columns = wide ? std::max((width + kStrip - 1) / kStrip, int64_t{1}) * kStrip : N_;
   if (wide) rows = count;
   const int64_t across = (N_ + columns - 1) / columns, down = (count + rows - 1) / rows;
   share_out(parallel_, across * down, [&] {
